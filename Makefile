@@ -1,0 +1,62 @@
+# Runs with GNU make 3.81, which macOS ships, and any POSIX shell.
+VENV        ?= .venv
+CONSTRAINTS ?= constraints.txt
+PYTHON      ?=
+NOTEBOOKS   ?=
+# Named, since an open range may take a build that brings several GB of CUDA packages.
+TORCH       ?= 2.13.0
+
+python := $(VENV)/bin/python
+# Kept inside the environment, so that both go together.
+stamp  := $(VENV)/.installed
+
+# Another machine, as far as this one can play it: one thread, older instruction sets, other kernels.
+portable := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1 VECLIB_MAXIMUM_THREADS=1 \
+  TF_NUM_INTRAOP_THREADS=1 TF_NUM_INTEROP_THREADS=1 TF_ENABLE_ONEDNN_OPTS=0 \
+  ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=AVX2 OPENBLAS_CORETYPE=HASWELL
+
+.PHONY: help book test test-portable test-lowest notebooks lab bench constraints clean
+.DEFAULT_GOAL := help
+
+help: ## List these commands
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
+
+book: $(stamp) ## Build the book and print where to open it
+	@# A warning is only given when its page is read: forget the pages, or the next run would pass.
+	@$(VENV)/bin/jupyter-book build . -W -n --keep-going || { rm -rf _build/.doctrees; exit 1; }
+	@$(python) -c "import pathlib; page = pathlib.Path('_build/html/index.html').resolve(); print('The book:', page, page.as_uri(), sep='\n  ')"
+
+test: $(stamp) ## Run every check: ruff, mypy, doctest, pytest, and the notebooks against their stored outputs
+	@$(python) tools/check.py
+
+test-portable: $(stamp) ## Run the notebooks as another machine would: one thread, other CPU kernels
+	@$(portable) $(python) tools/check.py notebooks
+
+test-lowest: $(stamp) ## Run pytest with the lowest versions that pyproject.toml allows, in .venv-lowest
+	@$(python) tools/lowest.py > .venv-lowest.txt
+	@$(MAKE) --no-print-directory VENV=.venv-lowest CONSTRAINTS=.venv-lowest.txt .venv-lowest/.installed
+	@.venv-lowest/bin/python tools/check.py tests
+
+notebooks: $(stamp) ## Execute the notebooks again, in place (NOTEBOOKS=book/x.ipynb for one)
+	@$(python) tools/notebooks.py $(NOTEBOOKS)
+
+lab: $(stamp) ## Open JupyterLab on the book
+	@$(python) -m jupyterlab book
+
+bench: $(stamp) ## Measure gradclip beside the frameworks on this machine's CPU
+	@$(python) -m benchmarks cpu
+
+constraints: ## Pin the newest versions that go together, in constraints.txt
+	@rm -rf .venv-fresh
+	@echo "torch==$(TORCH)" > .venv-fresh.txt
+	@$(MAKE) --no-print-directory VENV=.venv-fresh CONSTRAINTS=.venv-fresh.txt .venv-fresh/.installed
+	@{ grep '^#' constraints.txt; .venv-fresh/bin/python -m pip freeze --all --exclude pip --exclude-editable \
+	  | sed 's/+.*//'; } > .venv-fresh.txt
+	@mv .venv-fresh.txt constraints.txt
+
+clean: ## Remove the environment and everything built
+	rm -rf .venv .venv-* _build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+
+$(stamp): pyproject.toml $(CONSTRAINTS) tools/environment.sh
+	@sh tools/environment.sh "$(VENV)" "$(CONSTRAINTS)" "$(PYTHON)"
+	@touch $@
