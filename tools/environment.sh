@@ -42,4 +42,5 @@ rm -f "$done"
 if grep -qE 'NewConnectionError|NameResolutionError|ConnectTimeoutError|ReadTimeoutError|ProxyError|SSLError|Connection (aborted|broken|refused|reset)' "$log"; then
     fail "the package index cannot be reached: check the network and pip's settings, then run the same command again (log: $log)"
 fi
-fail "pip: $(sed -n 's/^ERROR: //p' "$log" | tail -n 1) (log: $log)"
+reason=$(sed -n 's/^ *ERROR: //p' "$log" | head -n 1)
+fail "pip: ${reason:-failed} (log: $log)"
