@@ -51,7 +51,7 @@ constraints: ## Pin the newest versions that go together, in constraints.txt
 	@echo "torch==$(TORCH)" > .venv-fresh.txt
 	@$(MAKE) --no-print-directory VENV=.venv-fresh CONSTRAINTS=.venv-fresh.txt .venv-fresh/.installed
 	@{ grep '^#' constraints.txt; .venv-fresh/bin/python -m pip freeze --all --exclude pip --exclude-editable \
-	  | sed 's/+.*//'; } > .venv-fresh.txt
+	  | sed 's/+.*//' | tr A-Z_ a-z- | LC_ALL=C sort; } > .venv-fresh.txt
 	@mv .venv-fresh.txt constraints.txt
 
 clean: ## Remove the environment and everything built
