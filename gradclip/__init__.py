@@ -1,0 +1,27 @@
+"""Gradient clipping that gives the same answer in NumPy, PyTorch, TensorFlow and JAX."""
+
+from .rules import (
+    Clipped,
+    NonFiniteGradientError,
+    clip_by_global_norm,
+    clip_by_global_norm_,
+    clip_by_norm,
+    clip_by_norm_,
+    clip_by_value,
+    clip_by_value_,
+    global_norm,
+)
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Clipped",
+    "NonFiniteGradientError",
+    "clip_by_global_norm",
+    "clip_by_global_norm_",
+    "clip_by_norm",
+    "clip_by_norm_",
+    "clip_by_value",
+    "clip_by_value_",
+    "global_norm",
+]

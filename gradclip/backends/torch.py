@@ -1,0 +1,297 @@
+"""PyTorch: on the CPU a plain ``if`` decides; on a GPU, under autograd and under a compiler, the factor stays a tensor."""
+
+import functools
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+NAME = "PyTorch"
+BLOCK = 512  # elements whose squares are summed in their own precision; blocks are joined in float64
+CHUNK = 1 << 18  # elements handled at a time
+TINY = 2.0**-126  # the smallest normal float32
+MAX = torch.finfo(torch.float64).max
+
+Array = torch.Tensor
+
+
+class Norm(NamedTuple):
+    """A norm: ``value`` as it is returned, and the exact one, mantissa·scale, which ``value`` may be too narrow for.
+
+    Mantissa and scale are numbers where the host knows them, else float64 tensors.
+    """
+
+    value: Array
+    mantissa: Any
+    scale: Any
+
+
+# What rules.py asks about an array ------------------------------------------------------------------------------------
+
+
+def is_array(x: object) -> bool:
+    return isinstance(x, torch.Tensor)
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def host_value(x: Array) -> float | None:
+    """The value of a 0-d array where the host can read it without waiting, else None."""
+    return x.item() if _on_host([x]) else None
+
+
+def is_traced(arrays: Sequence[Array]) -> bool:
+    return torch.compiler.is_compiling()
+
+
+def why_not_writable(x: Array) -> str | None:
+    if isinstance(x, torch.nn.Parameter) or (x.requires_grad and x.is_leaf):
+        return "is a parameter: clipping it would change the weights; pass its .grad"
+    if x.is_inference() and not torch.is_inference_mode_enabled():
+        return "was made in inference mode, and is read-only outside of it"
+    if any(stride == 0 and n > 1 for stride, n in zip(x.stride(), x.shape, strict=True)):
+        return "is expanded: several of its elements share one place in memory"
+    return None
+
+
+def all_finite(x: Array) -> bool:
+    return bool(torch.isfinite(x).all())
+
+
+def _on_host(arrays: Sequence[Any]) -> bool:
+    """Whether a branch on values is free: no device to wait for, no derivative to carry, nothing that traces."""
+    if torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None:
+        return False
+    no_grad = not torch.is_grad_enabled()
+    return all(a.is_cpu and type(a) in _PLAIN and (no_grad or not a.requires_grad) for a in arrays)
+
+
+_PLAIN = (torch.Tensor, torch.nn.Parameter)
+
+writing = torch.no_grad  # the context in which rules.py writes in place
+
+
+# The norm -------------------------------------------------------------------------------------------------------------
+
+
+def measure(arrays: Sequence[Array], ord: float) -> Norm:
+    """The norm of all arrays joined."""
+    wide = [a for a in arrays if _accumulator(a) == torch.float64]
+    if ord == 2 and _on_host(arrays):
+        narrow = [a for a in arrays if _accumulator(a) == torch.float32]
+        norm = math.hypot(_two_norm(narrow, torch.float32), _two_norm(wide, torch.float64))
+        # A square below the smallest normal number is lost. That must not be felt in the sum.
+        lost = sum(a.numel() for a in narrow) * 2.0**-125 + sum(a.numel() for a in wide) * 2.0**-1021
+        if math.sqrt(lost) * 2**11 <= norm < math.inf:
+            return _norm(arrays, norm, 1.0)
+    if ord == 2 and not wide:  # float64 holds the square of every float32
+        return _norm(arrays, _join([torch.linalg.vector_norm(c) for c in _widened(arrays)], 2), 1.0)
+    peak = _join([p.abs().amax() for a in arrays for p in _parts(a) if p.numel()], math.inf).detach()
+    scale = torch.where((peak > 0) & torch.isfinite(peak), peak, 1.0)
+    norms = [torch.linalg.vector_norm(c / scale.to(c.device), ord) for c in _widened(arrays)]
+    return _norm(arrays, torch.where(torch.isfinite(peak), _join(norms, ord).clamp(max=MAX), peak), scale)
+
+
+def given(norm: Any, arrays: Sequence[Array]) -> Norm:
+    """A norm that the caller has measured."""
+    return _norm(arrays, norm.to(torch.float64) if isinstance(norm, torch.Tensor) else float(norm), 1.0)
+
+
+def _norm(arrays: Sequence[Array], mantissa: Any, scale: Any) -> Norm:
+    tensors = [t for t in (mantissa, scale) if isinstance(t, torch.Tensor)]
+    if tensors and _on_host([*arrays, *tensors]):
+        mantissa, scale = float(mantissa), float(scale)
+    dtype = torch.float64 if any(_accumulator(a) == torch.float64 for a in arrays) else torch.float32
+    return Norm(_scalar(mantissa * scale, dtype, arrays[0].device), mantissa, scale)
+
+
+def _scalar(x: Any, dtype: torch.dtype, device: torch.device) -> Array:
+    """A number or 0-d tensor as one of this dtype, infinite if it does not fit; filling makes no GPU wait."""
+    x = x if isinstance(x, torch.Tensor) else torch.full((), x, dtype=torch.float64, device=device)
+    return x.to(device, dtype)
+
+
+def _accumulator(x: Array) -> torch.dtype:
+    """The dtype of the norm of x."""
+    return torch.float64 if x.dtype in (torch.float64, torch.complex128) else torch.float32
+
+
+def _parts(x: Array) -> tuple[Array, ...]:
+    """x itself if it is real, else its real and its imaginary part."""
+    return (x.real, x.imag) if x.is_complex() else (x,)
+
+
+def _flat(x: Array) -> Array:
+    """All elements in the order of memory: a view, unless there are gaps between them."""
+    order = sorted(range(x.ndim), key=x.stride, reverse=True)
+    return x.permute(order).reshape(-1)
+
+
+def _two_norm(arrays: Sequence[Array], dtype: torch.dtype) -> float:
+    norms = []
+    for batch in _batches((p for a in arrays for p in _parts(a)), dtype):
+        whole = batch.numel() - batch.numel() % BLOCK
+        norms.append(torch.linalg.vector_norm(batch[:whole].view(-1, BLOCK), dim=1))
+        norms.append(torch.linalg.vector_norm(batch[whole:]).reshape(1))
+    return torch.linalg.vector_norm(torch.cat(norms), dtype=torch.float64).item() if norms else 0.0
+
+
+def _batches(arrays: Iterable[Array], dtype: torch.dtype) -> Iterator[Array]:
+    """All elements as flat arrays of one dtype: small arrays joined, others cut where they must be cast."""
+    small: list[Array] = []
+    size = 0
+    for a in arrays:
+        if a.numel() < CHUNK:
+            small.append(a.reshape(-1))
+            size += a.numel()
+            if size >= CHUNK:
+                yield torch.cat(small).to(dtype)
+                small, size = [], 0
+        elif a.dtype == dtype:
+            yield _flat(a)
+        else:
+            yield from (chunk.to(dtype) for chunk in _flat(a).split(CHUNK))
+    if small:
+        yield torch.cat(small).to(dtype)
+
+
+def _widened(arrays: Sequence[Array]) -> Iterator[Array]:
+    """All elements in double precision, a chunk at a time; a compiler fuses the cast, and needs no chunks."""
+    for a in arrays:
+        wide = torch.complex128 if a.is_complex() else torch.float64
+        chunks = (a,) if torch.compiler.is_compiling() else _flat(a).split(CHUNK)
+        yield from (chunk.to(wide) for chunk in chunks if chunk.numel())
+
+
+def _join(norms: Sequence[Array], ord: float) -> Array:
+    """The norm of norms, on the device of the first; 0 if there are none."""
+    if not norms:
+        return torch.zeros((), dtype=torch.float64)
+    device = norms[0].device
+    return torch.linalg.vector_norm(torch.stack([n.to(device, torch.float64) for n in norms]), ord)
+
+
+# Clipping by a norm ---------------------------------------------------------------------------------------------------
+
+
+def scale(arrays: Sequence[Array], norm: Norm, max_norm: Any, nonfinite: str) -> list[Array]:
+    """The arrays clipped to max_norm, given their norm."""
+    factors, zero = _factors(arrays, norm, max_norm, nonfinite)
+    scaled = [_times(a, factors) for a in arrays]
+    return scaled if zero is None else [torch.where(zero.to(s.device), 0.0, s) for s in scaled]
+
+
+def scale_(arrays: Sequence[Array], norm: Norm, max_norm: Any, nonfinite: str) -> None:
+    """The same in place. Where nothing is clipped, and the host knows, nothing is written."""
+    factors, zero = _factors(arrays, norm, max_norm, nonfinite)
+    for a in arrays:
+        _times_(a, factors)
+        if zero is not None:
+            a.masked_fill_(zero.to(a.device), 0.0)
+
+
+def _factors(arrays: Sequence[Array], norm: Norm, max_norm: Any, nonfinite: str) -> tuple[tuple[Any, ...], Any]:
+    """What to multiply by, one factor after the other, and, if not None, whether to set zeros instead."""
+    given = [max_norm] if isinstance(max_norm, torch.Tensor) else []
+    if not isinstance(norm.mantissa, float) or not _on_host([*arrays, *given]):
+        factors, bad = _tensor_factors(norm, max_norm)
+        if nonfinite == "keep":
+            factors = tuple(torch.where(bad, 1.0, f) for f in factors)
+        return factors, bad if nonfinite == "zero" else None
+    c, n, s = float(max_norm), norm.mantissa, norm.scale
+    if c == math.inf or norm.value <= _scalar(c, norm.value.dtype, norm.value.device):
+        return (), None
+    if not math.isfinite(n):
+        return ((math.nan,) if nonfinite == "nan" else ()), (torch.tensor(True) if nonfinite == "zero" else None)
+    if c == 0 or c / n / s >= TINY:
+        return (c / n / s,), None
+    return (math.sqrt(c / n) / math.sqrt(s),) * 2, None  # too small for float32: multiply twice by its root
+
+
+def _tensor_factors(norm: Norm, max_norm: Any) -> tuple[tuple[Array, Array], Array]:
+    """The same without a branch, for one norm or an array of them; and which of them are not finite and count."""
+    device = norm.value.device
+    c, n, s = (_scalar(x, torch.float64, device) for x in (max_norm, norm.mantissa, norm.scale))
+    keep = (norm.value <= c.to(norm.value.dtype)) | (c == math.inf)
+    bad = ~keep & ~torch.isfinite(n)
+    n = torch.where(keep | bad, 1.0, n)  # where the branch not taken divides by zero, its derivative would be NaN
+    ratio = torch.where(keep, 1.0, torch.where(c >= 0, c / n / s, math.nan))
+    tiny = (ratio > 0) & (ratio < TINY)
+    root = torch.sqrt(torch.where(tiny, c / n, 1.0)) / torch.sqrt(s)
+    return (torch.where(bad, math.nan, torch.where(tiny, root, ratio)), torch.where(tiny, root, 1.0)), bad
+
+
+def _times(x: Array, factors: Sequence[Any]) -> Array:
+    """A new array; half precision is multiplied in float32, and rounded once."""
+    if not factors:
+        return x.clone()
+    wide = torch.float32 if x.dtype in (torch.float16, torch.bfloat16) else x.dtype
+    product = x.to(wide)
+    for f in factors:
+        product = product * (f.to(x.device, _accumulator(x)) if isinstance(f, torch.Tensor) else f)
+    return product.to(x.dtype)
+
+
+def _times_(x: Array, factors: Sequence[Any]) -> None:
+    if all(isinstance(f, float) for f in factors) or x.dtype not in (torch.float16, torch.bfloat16):
+        for f in factors:
+            x.mul_(f.to(x.device, _accumulator(x)) if isinstance(f, torch.Tensor) else f)
+    else:
+        x.copy_(_times(x, factors))
+
+
+# Clipping each slice by its own norm ----------------------------------------------------------------------------------
+
+
+def slice_norms(x: Array, ord: float, axis: tuple[int, ...]) -> Norm:
+    """The norms of the slices of x along axis, whose lengths become 1."""
+    kept = [i for i in range(x.ndim) if i not in axis]
+    if not kept or torch.compiler.is_compiling():
+        return _slice_norms(x, ord, axis)
+    longest = max(kept, key=lambda i: x.shape[i])  # cut there, so that little is widened at a time
+    step = max(1, CHUNK * x.shape[longest] // max(1, x.numel()))
+    slabs = [_slice_norms(slab, ord, axis) for slab in x.split(step, longest)]
+    return Norm(*(torch.cat(column, longest) for column in zip(*slabs, strict=True)))
+
+
+def _slice_norms(x: Array, ord: float, axis: tuple[int, ...]) -> Norm:
+    wide = x.to(torch.complex128 if x.is_complex() else torch.float64)
+    if not x.numel():
+        zeros = wide.real.new_zeros([1 if i in axis else n for i, n in enumerate(x.shape)])
+        return Norm(zeros.to(_accumulator(x)), zeros, zeros + 1)
+    peak = functools.reduce(torch.maximum, [p.abs().amax(axis, keepdim=True) for p in _parts(wide)]).detach()
+    finite = torch.isfinite(peak)
+    scale = torch.where(finite & (peak > 0), peak, 1.0)
+    norm = torch.linalg.vector_norm(wide / scale, ord, axis, keepdim=True)
+    mantissa = torch.where(finite, norm.clamp(max=MAX), peak)
+    return Norm((mantissa * scale).to(_accumulator(x)), mantissa, scale)
+
+
+def scale_slices(x: Array, norm: Norm, limit: Any) -> Array:
+    """x with each slice clipped to its limit, given the norms of the slices."""
+    return _times(x, _tensor_factors(norm, limit)[0])
+
+
+def scale_slices_(x: Array, norm: Norm, limit: Any) -> None:
+    """The same in place. Where nothing is clipped, and the host knows, nothing is written."""
+    factors = _tensor_factors(norm, limit)[0]
+    _times_(x, [f for f in factors if not _on_host([x, f]) or bool((f != 1).any())])
+
+
+def at_least(x: Array, floor: float) -> Array:
+    return x.clamp(min=floor)
+
+
+# Clipping by value ----------------------------------------------------------------------------------------------------
+
+
+def clamp(x: Array, low: Any, high: Any) -> Array:
+    """x with each element moved into [low, high]; NaN stays."""
+    return torch.clamp(x, _scalar(low, x.dtype, x.device), _scalar(high, x.dtype, x.device))
+
+
+def clamp_(x: Array, low: Any, high: Any) -> None:
+    x.clamp_(_scalar(low, x.dtype, x.device), _scalar(high, x.dtype, x.device))

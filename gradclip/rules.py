@@ -1,0 +1,511 @@
+"""The public functions: check the arguments, flatten the tree, find the backend, call it, rebuild the tree."""
+
+import copy
+import sys
+from collections.abc import Callable, Iterator, Sequence, ValuesView
+from math import isfinite, isnan
+from numbers import Integral, Real
+from typing import Any, NamedTuple
+
+import numpy as np
+
+REAL = ("float16", "bfloat16", "float32", "float64")
+TAKEN = (*REAL, "complex64", "complex128")
+NONFINITE = ("nan", "zero", "keep", "raise")
+
+Tree = Any  # one array, or any nesting of list, tuple, named tuple and dict of arrays and None
+Backend = Any  # one of the modules of gradclip.backends
+
+
+class Clipped(NamedTuple):
+    """The result of `clip_by_global_norm`: the clipped gradients, and their norm before clipping."""
+
+    grads: Any
+    norm: Any
+
+
+class NonFiniteGradientError(FloatingPointError):
+    """A gradient holds NaN or infinity, and ``nonfinite="raise"`` asked to be told."""
+
+
+def global_norm(grads: Tree, *, ord: float = 2) -> Any:
+    """The norm of all gradients joined into one vector.
+
+    Parameters
+    ----------
+    grads : array or tree of arrays
+        One array, or any nesting of list, tuple, named tuple and dict of arrays of one framework, of any shapes and of
+        dtype float16, bfloat16, float32, float64, complex64 or complex128. ``None`` (no gradient) is passed over.
+    ord : float, default 2
+        The order p of the norm (Σ|x|ᵖ)¹ᐟᵖ: 1, 2, ``inf`` (the largest modulus) or any p > 0.
+
+    Returns
+    -------
+    0-d array
+        Of the arrays' framework: float64 if a gradient is float64 or complex128, else float32. 0.0 without arrays.
+
+    Raises
+    ------
+    TypeError
+        A leaf is no array, has another dtype, or belongs to another framework than the first.
+    ValueError
+        ``ord`` is not a number above 0.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> print(global_norm({"w": np.array([3.0, 0.0]), "b": np.array([4.0])}))
+    5.0
+    """
+    tree = _Tree(grads)
+    return tree.backend.measure(tree.arrays, _order(ord)).value
+
+
+def clip_by_global_norm(
+    grads: Tree, max_norm: Any, *, ord: float = 2, norm: Any = None, nonfinite: str = "nan"
+) -> Clipped:
+    """Scale all gradients by one factor, so that their global norm is at most ``max_norm``.
+
+    With n the global norm and c the threshold, gradients are returned as they are where n ≤ c, and as (c/n)·g where
+    n > c. The direction of the joined gradient never changes.
+
+    Parameters
+    ----------
+    grads : array or tree of arrays
+        As for `global_norm`.
+    max_norm : float or 0-d array
+        The threshold c ≥ 0, in the unit of the gradients. ``inf`` measures and changes nothing. A 0-d array of the
+        gradients' framework is used where it is; there, one that is negative or NaN makes every element NaN.
+    ord : float, default 2
+        The order of the norm.
+    norm : float or 0-d array, optional
+        The norm, where it is known already (of a sharded gradient, say); then none is computed.
+    nonfinite : {"nan", "zero", "keep", "raise"}
+        What becomes of gradients whose norm is not finite because an element is not: every element NaN (such a norm
+        has no direction to keep), every element 0, no change, or `NonFiniteGradientError`.
+
+    Returns
+    -------
+    Clipped
+        ``grads``, new arrays of the same structure, shapes and dtypes, and ``norm``, the norm *before* clipping.
+
+    Raises
+    ------
+    TypeError
+        As for `global_norm`; or ``max_norm`` is not a number.
+    ValueError
+        ``max_norm`` or ``norm`` is negative, ``max_norm`` is NaN, ``ord`` or ``nonfinite`` is none of the above, or
+        ``nonfinite="raise"`` is used while the gradients are traced by a compiler.
+    NonFiniteGradientError
+        With ``nonfinite="raise"``; it names the leaves.
+
+    References
+    ----------
+    Pascanu, Mikolov and Bengio, *On the difficulty of training recurrent neural networks*, ICML 2013, Algorithm 1.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> grads, norm = clip_by_global_norm([np.array([3.0]), np.array([4.0])], 1.0)
+    >>> print(grads, norm)
+    [array([0.6]), array([0.8])] 5.0
+    """
+    tree = _Tree(grads)
+    max_norm = _threshold(max_norm, tree.backend)
+    measured = _measure(tree, ord, norm, nonfinite)
+    return Clipped(tree.rebuild(tree.backend.scale(tree.arrays, measured, max_norm, nonfinite)), measured.value)
+
+
+def clip_by_global_norm_(
+    grads: Tree, max_norm: Any, *, ord: float = 2, norm: Any = None, nonfinite: str = "nan"
+) -> Any:
+    """`clip_by_global_norm` in place, for NumPy and PyTorch: all or nothing, and nothing is written where n ≤ c.
+
+    The same array listed twice is counted and scaled once.
+
+    Parameters
+    ----------
+    grads, max_norm, ord, norm, nonfinite
+        As for `clip_by_global_norm`.
+
+    Returns
+    -------
+    0-d array
+        The norm before clipping.
+
+    Raises
+    ------
+    TypeError, ValueError, NonFiniteGradientError
+        As for `clip_by_global_norm`, and where an array cannot be written to, or is a parameter instead of its
+        gradient. Nothing has been written then.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> g = np.array([3.0, 4.0])
+    >>> print(clip_by_global_norm_(g, 1.0), g)
+    5.0 [0.6 0.8]
+    """
+    tree = _Tree(grads, in_place_of="clip_by_global_norm")
+    max_norm = _threshold(max_norm, tree.backend)
+    with tree.backend.writing():
+        measured = _measure(tree, ord, norm, nonfinite)
+        tree.backend.scale_(tree.arrays, measured, max_norm, nonfinite)
+    return measured.value
+
+
+def clip_by_norm(
+    grads: Tree, max_norm: Any, *, ord: float = 2, axis: int | tuple[int, ...] | None = None
+) -> Tree:
+    """Scale every array by itself, so that its own norm is at most ``max_norm``.
+
+    Each array keeps its direction; the joined gradient does not. This is what ``clipnorm`` does in Keras.
+
+    Parameters
+    ----------
+    grads : array or tree of arrays
+        As for `global_norm`.
+    max_norm : float or 0-d array
+        The threshold, as for `clip_by_global_norm`.
+    ord : float, default 2
+        The order of the norm.
+    axis : int or tuple of int, optional
+        Instead of whole arrays, clip their slices along these axes, each by its own norm, as ``axes`` in
+        ``tf.clip_by_norm``.
+
+    Returns
+    -------
+    array or tree of arrays
+        New arrays of the same structure, shapes and dtypes. An array (or slice) whose norm is not finite becomes NaN,
+        and does not touch its neighbours.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As for `clip_by_global_norm`; or an array has no such axis.
+
+    References
+    ----------
+    ``tf.clip_by_norm``, TensorFlow 2.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> print(clip_by_norm([np.array([3.0, 4.0]), np.array([0.5])], 1.0))
+    [array([0.6, 0.8]), array([0.5])]
+    >>> print(clip_by_norm(np.array([[3.0, 4.0], [0.3, 0.4]]), 1.0, axis=1))
+    [[0.6 0.8]
+     [0.3 0.4]]
+    """
+    tree = _Tree(grads)
+    clipped = _each_by_its_norm(tree, max_norm, ord, axis, tree.backend.scale, tree.backend.scale_slices)
+    return tree.rebuild(clipped)
+
+
+def clip_by_norm_(
+    grads: Tree, max_norm: Any, *, ord: float = 2, axis: int | tuple[int, ...] | None = None
+) -> None:
+    """`clip_by_norm` in place, for NumPy and PyTorch: all or nothing.
+
+    Parameters
+    ----------
+    grads, max_norm, ord, axis
+        As for `clip_by_norm`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As for `clip_by_norm` and `clip_by_global_norm_`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> g = np.array([3.0, 4.0])
+    >>> clip_by_norm_(g, 1.0)
+    >>> print(g)
+    [0.6 0.8]
+    """
+    tree = _Tree(grads, in_place_of="clip_by_norm")
+    with tree.backend.writing():
+        _each_by_its_norm(tree, max_norm, ord, axis, tree.backend.scale_, tree.backend.scale_slices_)
+
+
+def clip_by_value(grads: Tree, limit: Any) -> Tree:
+    """Move every element into an interval.
+
+    Elements are clipped one by one, so the gradient turns: this is a box, not a ball.
+
+    Parameters
+    ----------
+    grads : array or tree of arrays
+        As for `global_norm`, complex dtypes excepted.
+    limit : float, 0-d array, or a pair of them
+        The interval [-limit, limit], or [low, high] for a pair.
+
+    Returns
+    -------
+    array or tree of arrays
+        New arrays of the same structure, shapes and dtypes. NaN stays NaN; ±inf becomes the limit of its side.
+
+    Raises
+    ------
+    TypeError
+        As for `global_norm`; or a gradient is complex, or a limit is not a number.
+    ValueError
+        A single limit is negative, a limit is NaN, or low > high.
+
+    References
+    ----------
+    Mikolov, *Statistical language models based on neural networks*, PhD thesis, Brno 2012.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> print(clip_by_value(np.array([3.0, -4.0, 0.5]), 1.0))
+    [ 1.  -1.   0.5]
+    >>> print(clip_by_value(np.array([3.0, -4.0, 0.5]), (-2.0, 1.0)))
+    [ 1.  -2.   0.5]
+    """
+    tree = _Tree(grads, taken=REAL)
+    low, high = _limits(limit, tree.backend)
+    return tree.rebuild([tree.backend.clamp(a, low, high) for a in tree.arrays])
+
+
+def clip_by_value_(grads: Tree, limit: Any) -> None:
+    """`clip_by_value` in place, for NumPy and PyTorch: all or nothing.
+
+    Parameters
+    ----------
+    grads, limit
+        As for `clip_by_value`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As for `clip_by_value` and `clip_by_global_norm_`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> g = np.array([3.0, -4.0, 0.5])
+    >>> clip_by_value_(g, 1.0)
+    >>> print(g)
+    [ 1.  -1.   0.5]
+    """
+    tree = _Tree(grads, taken=REAL, in_place_of="clip_by_value")
+    low, high = _limits(limit, tree.backend)
+    with tree.backend.writing():
+        for a in tree.arrays:
+            tree.backend.clamp_(a, low, high)
+
+
+# Trees ----------------------------------------------------------------------------------------------------------------
+
+
+class _Tree:
+    """The arrays of a tree, checked, with their backend and what is needed to put the tree together again."""
+
+    def __init__(self, tree: Tree, *, taken: tuple[str, ...] = TAKEN, in_place_of: str = "") -> None:
+        self.arrays: list[Any] = []
+        self.paths: list[Any] = []
+        self.structure = _map(self._take, tree, ())
+        self.backend = _backend_of_all(self.arrays, self.paths, taken)
+        if in_place_of:
+            _check_writable(self.arrays, self.paths, self.backend, in_place_of)
+            once = {id(a): (a, path) for a, path in zip(self.arrays, self.paths, strict=True)}
+            self.arrays, self.paths = [a for a, _ in once.values()], [path for _, path in once.values()]
+
+    def _take(self, leaf: Any, path: Any) -> Any:
+        self.arrays.append(leaf)
+        self.paths.append(path)
+        return leaf
+
+    def rebuild(self, arrays: Sequence[Any]) -> Tree:
+        new = iter(arrays)
+        return _map(lambda leaf, path: next(new), self.structure, ())
+
+
+def _map(visit: Callable[[Any, Any], Any], tree: Tree, path: Any) -> Tree:
+    """The same tree with every leaf replaced by visit(leaf, path). Iterators become lists."""
+    if tree is None:
+        return None
+    if isinstance(tree, dict):
+        new = {key: _map(visit, value, (path, "[{!r}]", key)) for key, value in tree.items()}
+        if type(tree) is dict:
+            return new
+        same_kind = copy.copy(tree)
+        same_kind.update(new)
+        return same_kind
+    if isinstance(tree, tuple) and hasattr(tree, "_fields"):
+        names = zip(tree._fields, tree, strict=True)
+        return type(tree)(*[_map(visit, value, (path, ".{}", name)) for name, value in names])
+    if isinstance(tree, (list, tuple, Iterator, ValuesView)):
+        items = [_map(visit, item, (path, "[{!r}]", i)) for i, item in enumerate(tree)]
+        return tuple(items) if isinstance(tree, tuple) else items
+    return visit(tree, path)
+
+
+def _name(path: Any) -> str:
+    """How the caller would write a leaf: grads['conv'][0]."""
+    if not path:
+        return "grads"
+    parent, form, key = path
+    return _name(parent) + form.format(key)
+
+
+# Backends -------------------------------------------------------------------------------------------------------------
+
+_BACKENDS: dict[type, Backend] = {}
+
+
+def _backend_of(x: object) -> Backend:
+    """The backend that takes x, or None. A framework that was never imported can have made no array."""
+    kind = type(x)
+    if kind not in _BACKENDS:
+        from .backends import numpy
+
+        candidates: list[Backend] = [numpy]
+        if "torch" in sys.modules:
+            from .backends import torch
+
+            candidates.append(torch)
+        if "tensorflow" in sys.modules:
+            from .backends import tensorflow
+
+            candidates.append(tensorflow)
+        _BACKENDS[kind] = next((backend for backend in candidates if backend.is_array(x)), None)
+    return _BACKENDS[kind]
+
+
+def _backend_of_all(arrays: Sequence[Any], paths: Sequence[Any], taken: tuple[str, ...]) -> Backend:
+    """The one backend of all arrays, NumPy's if there are none."""
+    shared = None
+    for array, path in zip(arrays, paths, strict=True):
+        backend = _backend_of(array)
+        if backend is None:
+            raise TypeError(
+                f"{_name(path)} is of type {type(array).__name__}; gradclip takes arrays of NumPy, PyTorch, "
+                "TensorFlow or JAX, and lists, tuples, named tuples and dicts of them"
+            )
+        shared = shared or backend
+        if backend is not shared:
+            raise TypeError(
+                f"{_name(path)} is a {backend.NAME} array, {_name(paths[0])} a {shared.NAME} one; "
+                "the arrays of one call must belong to one framework"
+            )
+        if backend.dtype_name(array.dtype) not in taken:
+            raise TypeError(
+                f"{_name(path)} has dtype {backend.dtype_name(array.dtype)}; this function takes {', '.join(taken)}"
+            )
+    return shared or _backend_of(np.float32(0))
+
+
+def _check_writable(arrays: Sequence[Any], paths: Sequence[Any], backend: Backend, functional: str) -> None:
+    if not hasattr(backend, "scale_"):
+        raise TypeError(
+            f"{backend.NAME} arrays cannot be written to: use {functional}, without the underscore, which returns new ones"
+        )
+    for array, path in zip(arrays, paths, strict=True):
+        if reason := backend.why_not_writable(array):
+            raise TypeError(f"{_name(path)} {reason}; nothing has been clipped")
+
+
+# Arguments ------------------------------------------------------------------------------------------------------------
+
+
+def _measure(tree: _Tree, ord: float, norm: Any, nonfinite: str) -> Any:
+    """The norm of a tree, measured or given; raises if that was asked for and it is not finite."""
+    backend = tree.backend
+    ord = _order(ord)
+    if nonfinite not in NONFINITE:
+        raise ValueError(f"nonfinite must be one of {', '.join(map(repr, NONFINITE))}, got {nonfinite!r}")
+    if nonfinite == "raise" and backend.is_traced(tree.arrays):
+        raise ValueError(
+            'nonfinite="raise" cannot look at values while they are traced by a compiler; use "nan", "zero" or "keep"'
+        )
+    if norm is None:
+        measured = backend.measure(tree.arrays, ord)
+    else:
+        number = _number(norm, backend, "norm")
+        if number is not None and number < 0:
+            raise ValueError(f"norm must be ≥ 0, got {number}")
+        measured = backend.given(norm, tree.arrays)
+    # The exact norm of finite gradients is finite, though it may not fit the dtype of the returned one.
+    if nonfinite == "raise" and not isfinite(float(measured.mantissa)):
+        arrays = zip(tree.arrays, tree.paths, strict=True)
+        names = [_name(path) for array, path in arrays if not backend.all_finite(array)] or ["the given norm"]
+        raise NonFiniteGradientError(f"not finite: {', '.join(names)}; nothing has been clipped")
+    return measured
+
+
+def _each_by_its_norm(tree: _Tree, max_norm: Any, ord: float, axis: Any, scale: Any, scale_slices: Any) -> list[Any]:
+    backend, max_norm, ord = tree.backend, _threshold(max_norm, tree.backend), _order(ord)
+    if axis is None:
+        scaled = [scale([a], backend.measure([a], ord), max_norm, "nan") for a in tree.arrays]
+        return [only for result in scaled for only in result or ()]
+    axes = [_axes(axis, a, path) for a, path in zip(tree.arrays, tree.paths, strict=True)]
+    pairs = zip(tree.arrays, axes, strict=True)
+    return [scale_slices(a, backend.slice_norms(a, ord, its), max_norm) for a, its in pairs]
+
+
+def _number(value: Any, backend: Backend, name: str) -> float | None:
+    """The value of a number or 0-d array, None where only the device knows it."""
+    its = _backend_of(value)
+    if isinstance(value, Real) and not isinstance(value, (bool, np.bool_)):
+        return float(value)
+    if its is None or its.dtype_name(value.dtype) in ("bool", "str"):
+        raise TypeError(f"{name} must be a number or a 0-d array, got {value!r} of type {type(value).__name__}")
+    if its is not backend and its.NAME != "NumPy":
+        raise TypeError(f"{name} is a {its.NAME} array, the gradients are {backend.NAME} ones")
+    if len(value.shape) > 0:
+        raise TypeError(f"{name} must be a number or a 0-d array, got an array of shape {tuple(value.shape)}")
+    number: float | None = its.host_value(value)
+    return number
+
+
+def _threshold(max_norm: Any, backend: Backend) -> Any:
+    number = _number(max_norm, backend, "max_norm")
+    if number is not None and not number >= 0:
+        raise ValueError(f"max_norm must be ≥ 0, got {number} (a negative threshold would flip the update's sign)")
+    return max_norm if _backend_of(max_norm) is backend else number
+
+
+def _limits(limit: Any, backend: Backend) -> tuple[Any, Any]:
+    if not isinstance(limit, (tuple, list)):
+        number = _number(limit, backend, "limit")
+        if number is not None and not number >= 0:
+            raise ValueError(f"limit must be ≥ 0, got {number}; for an interval, pass (low, high)")
+        limit = limit if _backend_of(limit) is backend else number
+        return -limit, limit
+    if len(limit) != 2:
+        raise ValueError(f"limit must be a number or a pair (low, high), got {len(limit)} values")
+    low, high = (_number(x, backend, name) for x, name in zip(limit, ("low", "high"), strict=True))
+    for number, name in ((low, "low"), (high, "high")):
+        if number is not None and isnan(number):
+            raise ValueError(f"{name} must not be NaN")
+    if low is not None and high is not None and low > high:
+        raise ValueError(f"low must be ≤ high, got ({low}, {high})")
+    given = zip(limit, (low, high), strict=True)
+    low, high = (x if _backend_of(x) is backend else number for x, number in given)
+    return low, high
+
+
+def _order(ord: Any) -> float:
+    if not isinstance(ord, Real) or isinstance(ord, bool) or not ord > 0:
+        raise ValueError(f"ord must be 1, 2, inf or another number above 0, got {ord!r}")
+    return float(ord)
+
+
+def _axes(axis: Any, array: Any, path: Any) -> tuple[int, ...]:
+    """axis as a tuple of non-negative integers that the array has."""
+    ndim = len(array.shape)
+    axes = axis if isinstance(axis, tuple) else (axis,)
+    for i in axes:
+        if not isinstance(i, Integral) or isinstance(i, bool):
+            raise TypeError(f"axis must be an integer or a tuple of integers, got {axis!r}")
+        if not -ndim <= i < ndim:
+            raise ValueError(f"{_name(path)} has {ndim} dimensions, and no axis {i}")
+    positive = tuple(int(i) % ndim for i in axes)
+    if len(set(positive)) < len(positive):
+        raise ValueError(f"axis names a dimension of {_name(path)} twice: {axis!r}")
+    return positive
