@@ -172,7 +172,7 @@ def _scale(arrays: Sequence[Array], out: Sequence[Array], norm: Norm, max_norm: 
             o[...] = 0.0 if nonfinite == "zero" else math.nan
     else:
         factor = max_norm / norm.mantissa / norm.scale
-        if 0 < factor < TINY:  # too small for float32: multiply twice by its root
+        if max_norm > 0 and factor < TINY:  # too small for float32: multiply twice by its root
             factor = math.sqrt(max_norm / norm.mantissa) / math.sqrt(norm.scale)
             arrays = _multiply(arrays, factor, out)
         _multiply(arrays, factor, out)
@@ -242,7 +242,7 @@ def _scale_slices(x: Array, out: Array, norm: Norm, limit: Any) -> None:
         kept = (norm.value <= np.asarray(limit, norm.value.dtype)) | (np.asarray(limit) == math.inf)
         ratio = limit / norm.mantissa / norm.scale
         factor = np.where(kept, 1.0, np.where(np.isfinite(norm.mantissa), ratio, math.nan))
-        tiny = (0 < factor) & (factor < TINY)
+        tiny = (factor < TINY) & (np.asarray(limit) > 0)
         if tiny.any():
             root = np.sqrt(limit / norm.mantissa) / np.sqrt(norm.scale)
             factor = np.where(tiny, root, factor)

@@ -208,7 +208,7 @@ def _factors(arrays: Sequence[Array], norm: Norm, max_norm: Any, nonfinite: str)
         return ((math.nan,) if nonfinite == "nan" else ()), (torch.tensor(True) if nonfinite == "zero" else None)
     if c == 0 or c / n / s >= TINY:
         return (c / n / s,), None
-    return (math.sqrt(c / n) / math.sqrt(s),) * 2, None  # too small for float32: multiply twice by its root
+    return (math.sqrt(c / n) / math.sqrt(s),) * 2, None
 
 
 def _tensor_factors(norm: Norm, max_norm: Any) -> tuple[tuple[Array, Array], Array]:
@@ -218,10 +218,10 @@ def _tensor_factors(norm: Norm, max_norm: Any) -> tuple[tuple[Array, Array], Arr
     keep = (norm.value <= c.to(norm.value.dtype)) | (c == math.inf)
     bad = ~keep & ~torch.isfinite(n)
     n = torch.where(keep | bad, 1.0, n)  # where the branch not taken divides by zero, its derivative would be NaN
-    ratio = torch.where(keep, 1.0, torch.where(c >= 0, c / n / s, math.nan))
-    tiny = (ratio > 0) & (ratio < TINY)
+    ratio = torch.where(keep, 1.0, torch.where((c >= 0) & ~bad, c / n / s, math.nan))
+    tiny = (ratio < TINY) & (c > 0)  # too small for float32: multiply twice by its root
     root = torch.sqrt(torch.where(tiny, c / n, 1.0)) / torch.sqrt(s)
-    return (torch.where(bad, math.nan, torch.where(tiny, root, ratio)), torch.where(tiny, root, 1.0)), bad
+    return (torch.where(tiny, root, ratio), torch.where(tiny, root, 1.0)), bad
 
 
 def _times(x: Array, factors: Sequence[Any]) -> Array:

@@ -1,0 +1,234 @@
+"""TensorFlow: ``tf.cond`` decides, eagerly or in a graph, so that gradients within the threshold pass through untouched."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import tensorflow as tf
+from tensorflow.python.ops import control_flow_util
+
+NAME = "TensorFlow"
+BLOCK = 512  # elements whose squares are summed in their own precision; blocks are joined in float64
+CHUNK = 1 << 18  # elements that small arrays are joined into
+TINY = 2.0**-126  # the smallest normal float32
+MAX = tf.float64.max
+INF = float("inf")
+NAN = float("nan")
+
+Array = Any  # tf.Tensor or tf.Variable
+
+
+class Norm(NamedTuple):
+    """A norm: ``value`` as it is returned, and the exact one, mantissa·scale, which ``value`` may be too narrow for."""
+
+    value: Array
+    mantissa: Array
+    scale: Array
+
+
+# What rules.py asks about an array ------------------------------------------------------------------------------------
+
+
+def is_array(x: object) -> bool:
+    return isinstance(x, (tf.Tensor, tf.Variable))
+
+
+def dtype_name(dtype: tf.DType) -> str:
+    return str(dtype.name)
+
+
+def host_value(x: Array) -> float | None:
+    """The value of a 0-d array where the host can read it without waiting, else None."""
+    return float(x) if tf.executing_eagerly() and "CPU" in x.device else None
+
+
+def is_traced(arrays: Sequence[Array]) -> bool:
+    return not tf.executing_eagerly()
+
+
+def all_finite(x: Array) -> bool:
+    parts = _parts(x)
+    return all(bool(tf.reduce_all(tf.math.is_finite(p))) for p in parts)
+
+
+# The norm -------------------------------------------------------------------------------------------------------------
+
+
+def measure(arrays: Sequence[Array], ord: float) -> Norm:
+    """The norm of all arrays joined."""
+    if ord != 2:
+        return _norm(arrays, *_measure_scaled(arrays, ord))
+    norms, lost = [], tf.zeros((), tf.float64)
+    for dtype, smallest in ((tf.float32, 2.0**-126), (tf.float64, 2.0**-1022)):
+        parts = [p for a in arrays if _accumulator(a) == dtype for p in _parts(a)]
+        norms += [tf.cast(n, tf.float64) for batch in _batches(parts, dtype) for n in _block_norms(batch)]
+        # A square below the smallest normal number is lost. That must not be felt in the sum.
+        lost += smallest * tf.add_n([tf.zeros((), tf.float64), *(tf.size(p, tf.float64) for p in parts)])
+    norm = _two_norms(tf.concat(norms, 0)[tf.newaxis])[0]
+    right = (norm < INF) & (norm >= tf.sqrt(lost) * 2**11)
+    unscaled = (norm, tf.ones((), tf.float64))
+    return _norm(arrays, *tf.cond(right, lambda: unscaled, lambda: _measure_scaled(arrays, ord)))
+
+
+def given(norm: Any, arrays: Sequence[Array]) -> Norm:
+    """A norm that the caller has measured."""
+    return _norm(arrays, tf.cast(norm, tf.float64), tf.ones((), tf.float64))
+
+
+def _norm(arrays: Sequence[Array], mantissa: Array, scale: Array) -> Norm:
+    wide = any(_accumulator(a) == tf.float64 for a in arrays)
+    return Norm(tf.cast(mantissa * scale, tf.float64 if wide else tf.float32), mantissa, scale)
+
+
+def _accumulator(x: Array) -> tf.DType:
+    """The dtype of the norm of x."""
+    return tf.float64 if x.dtype in (tf.float64, tf.complex128) else tf.float32
+
+
+def _parts(x: Array) -> tuple[Array, ...]:
+    """x itself if it is real, else its real and its imaginary part."""
+    return (tf.math.real(x), tf.math.imag(x)) if x.dtype.is_complex else (x,)
+
+
+def _batches(arrays: Iterable[Array], dtype: tf.DType) -> Iterator[Array]:
+    """All elements as flat arrays of one dtype, small arrays joined."""
+    small: list[Array] = []
+    size = 0
+    for a in arrays:
+        flat = tf.cast(tf.reshape(a, [-1]), dtype)
+        if flat.shape[0] is None or flat.shape[0] >= CHUNK:
+            yield flat
+        else:
+            small.append(flat)
+            size += flat.shape[0]
+            if size >= CHUNK:
+                yield tf.concat(small, 0)
+                small, size = [], 0
+    if small:
+        yield tf.concat(small, 0)
+
+
+def _block_norms(flat: Array) -> tuple[Array, Array]:
+    """The norms of the blocks of a flat array, and of what is left over."""
+    n = tf.size(flat) if flat.shape[0] is None else flat.shape[0]
+    whole = n - n % BLOCK
+    return _two_norms(tf.reshape(flat[:whole], [-1, BLOCK])), _two_norms(flat[tf.newaxis, whole:])
+
+
+@tf.custom_gradient  # type: ignore[untyped-decorator]
+def _two_norms(rows: Array) -> tuple[Array, Callable[[Array], Array]]:
+    """The norm of each row. Its derivative at zero is 0, where that of a square root is NaN."""
+    if control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph()):
+        norms = tf.sqrt(tf.reduce_sum(tf.square(rows), 1))  # XLA fuses this, and lacks the other
+    else:
+        norms = tf.math.reduce_euclidean_norm(rows, 1)  # one read, and no array of squares
+    return norms, lambda upstream: rows * tf.math.divide_no_nan(upstream, norms)[:, tf.newaxis]
+
+
+def _measure_scaled(arrays: Sequence[Array], ord: float) -> tuple[Array, Array]:
+    """Mantissa and scale of the norm, the scale being the largest absolute value: no power of the rest overflows."""
+    peak = tf.reduce_max(tf.stack([_peak(a, None, False) for a in arrays]))
+    peak = tf.where(tf.reduce_any(tf.stack([_any_nan(a, None, False) for a in arrays])), tf.cast(NAN, tf.float64), peak)
+    scale = _usable(peak)
+    moduli = tf.concat([tf.reshape(_modulus(a, scale), [-1]) for a in arrays], 0)
+    return tf.where(tf.math.is_finite(peak), _power_norm(moduli, ord, [0], False), peak), scale
+
+
+def _peak(x: Array, axis: Any, keepdims: bool) -> Array:
+    """The largest absolute value of a real or imaginary part, 0 if there is none; NaN may be passed over."""
+    peaks = [tf.cast(tf.reduce_max(tf.abs(p), axis, keepdims), tf.float64) for p in _parts(x)]
+    return tf.maximum(tf.reduce_max(tf.stack(peaks), 0), 0.0)
+
+
+def _any_nan(x: Array, axis: Any, keepdims: bool) -> Array:
+    """Whether there is a NaN: XLA's maximum does not say so."""
+    return tf.reduce_any(tf.stack([tf.reduce_any(tf.math.is_nan(p), axis, keepdims) for p in _parts(x)]), 0)
+
+
+def _usable(peak: Array) -> Array:
+    """A scale to divide by: the peak, or 1 where that is zero or not finite."""
+    return tf.stop_gradient(tf.where((peak > 0) & tf.math.is_finite(peak), peak, 1.0))
+
+
+def _modulus(x: Array, scale: Array) -> Array:
+    """|x| / scale in float64. Complex parts are scaled first, for their squares are added."""
+    parts = [tf.cast(p, tf.float64) / scale for p in _parts(x)]
+    return tf.abs(parts[0] if len(parts) == 1 else tf.complex(*parts))
+
+
+def _power_norm(moduli: Array, ord: float, axis: Sequence[int], keepdims: bool) -> Array:
+    """(Σ mᵖ)¹ᐟᵖ, kept finite, with a derivative of 0 at m = 0."""
+    if ord == INF:
+        return tf.maximum(tf.reduce_max(moduli, axis, keepdims), 0.0)
+    there = moduli > 0
+    powers = tf.where(there, tf.where(there, moduli, 1.0) ** ord, 0.0)
+    total = tf.reduce_sum(powers, axis, keepdims)
+    return tf.where(total > 0, tf.minimum(tf.where(total > 0, total, 1.0) ** (1 / ord), MAX), 0.0)
+
+
+# Clipping by a norm ---------------------------------------------------------------------------------------------------
+
+
+def scale(arrays: Sequence[Array], norm: Norm, max_norm: Any, nonfinite: str) -> list[Array]:
+    """The arrays clipped to max_norm, given their norm."""
+    (factor, divisor), bad = _factors(norm, max_norm)
+    if nonfinite == "keep":
+        factor = tf.where(bad, tf.ones_like(factor), factor)
+    clipped: list[Array] = tf.cond(
+        (factor == 1) & (divisor == 1),
+        lambda: [tf.identity(a) for a in arrays],
+        lambda: tf.cond(
+            divisor == 1,
+            lambda: [_times(a, factor) for a in arrays],
+            lambda: [_times(a, factor, divisor) for a in arrays],
+        ),
+    )
+    return [tf.where(bad, tf.zeros_like(a), a) for a in clipped] if nonfinite == "zero" else clipped
+
+
+def _factors(norm: Norm, max_norm: Any) -> tuple[tuple[Array, Array], Array]:
+    """What to multiply and then divide by, and whether the norm is not finite and counts."""
+    c, n, s = tf.cast(max_norm, tf.float64), norm.mantissa, norm.scale
+    keep = (norm.value <= tf.cast(c, norm.value.dtype)) | (c == INF)
+    bad = ~keep & ~tf.math.is_finite(n)
+    one, nan = tf.ones((), tf.float64), tf.cast(NAN, tf.float64)
+    n = tf.where(keep | bad, one, n)  # where the branch not taken divides by zero, its derivative would be NaN
+    ratio = tf.where(keep, one, tf.where((c >= 0) & ~bad, c / n / s, nan))
+    # Too small for float32: apply its root twice, once by dividing, for a graph joins two factors into one again.
+    tiny = (ratio < TINY) & (c > 0)
+    root = tf.sqrt(tf.where(tiny, c / n, one)) / tf.sqrt(s)
+    return (tf.where(tiny, root, ratio), tf.where(tiny, one / root, one)), bad
+
+
+def _times(x: Array, factor: Array, divisor: Array | None = None) -> Array:
+    """A new array; half precision is multiplied in float32, and rounded once."""
+    wide = x.dtype if x.dtype.is_complex else _accumulator(x)
+    product = tf.cast(x, wide) * tf.cast(factor, wide)
+    return tf.cast(product if divisor is None else product / tf.cast(divisor, wide), x.dtype)
+
+
+# Clipping each slice by its own norm ----------------------------------------------------------------------------------
+
+
+def slice_norms(x: Array, ord: float, axis: tuple[int, ...]) -> Norm:
+    """The norms of the slices of x along axis, whose lengths become 1."""
+    peak = tf.where(_any_nan(x, axis, True), tf.cast(NAN, tf.float64), _peak(x, axis, True))
+    scale = _usable(peak)
+    norm = _power_norm(_modulus(x, scale), ord, axis, True)
+    return _norm([x], tf.where(tf.math.is_finite(peak), norm, peak), scale)
+
+
+def scale_slices(x: Array, norm: Norm, limit: Any) -> Array:
+    """x with each slice clipped to its limit, given the norms of the slices."""
+    return _times(x, *_factors(norm, limit)[0])
+
+
+def at_least(x: Array, floor: float) -> Array:
+    return tf.maximum(x, tf.cast(floor, x.dtype))
+
+
+# Clipping by value ----------------------------------------------------------------------------------------------------
+
+
+def clamp(x: Array, low: Any, high: Any) -> Array:
+    """x with each element moved into [low, high]; NaN stays."""
+    return tf.clip_by_value(x, tf.cast(low, x.dtype), tf.cast(high, x.dtype))
