@@ -23,9 +23,8 @@ help: ## List these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
 
 book: $(stamp) ## Build the book and print where to open it
-	@# A warning is only given when its page is read: forget the pages, or the next run would pass.
-	@$(VENV)/bin/jupyter-book build . -W -n --keep-going || { rm -rf _build/.doctrees; exit 1; }
-	@$(python) -c "import pathlib; page = pathlib.Path('_build/html/index.html').resolve(); print('The book:', page, page.as_uri(), sep='\n  ')"
+	@# Sphinx warns of a page when it reads it: forget what was read, or the next run would pass.
+	@$(VENV)/bin/jupyter-book build . -W -n --keep-going -q || { rm -rf _build/.doctrees; exit 1; }
 
 test: $(stamp) ## Run every check: ruff, mypy, doctest, pytest, and the notebooks against their stored outputs
 	@$(python) tools/check.py
