@@ -31,13 +31,13 @@ fi
 
 echo "Installing the packages into $venv; the first time takes some minutes"
 log=$venv/install.log
-done=$venv/.pip-succeeded # a pipe hides pip's exit status
-rm -f "$done"
+succeeded=$venv/.pip-succeeded # a pipe hides pip's exit status
+rm -f "$succeeded"
 {
     "$venv/bin/python" -m pip install --disable-pip-version-check --no-input --progress-bar off \
-        ${constraints:+-c "$constraints"} -e '.[all]' 2>&1 && : >"$done"
+        ${constraints:+-c "$constraints"} -e '.[all]' 2>&1 && : >"$succeeded"
 } | tee "$log" | grep --line-buffered -oE 'Downloading .*[0-9]{2} MB\)|Installing collected packages'
-[ -f "$done" ] && exit 0
+[ -f "$succeeded" ] && exit 0
 
 if grep -qE 'NewConnectionError|NameResolutionError|ConnectTimeoutError|ReadTimeoutError|ProxyError|SSLError|Connection (aborted|broken|refused|reset)' "$log"; then
     fail "the package index cannot be reached: check the network and pip's settings, then run the same command again (log: $log)"
