@@ -36,7 +36,7 @@ rm -f "$succeeded"
 {
     "$venv/bin/python" -m pip install --disable-pip-version-check --no-input --progress-bar off \
         ${constraints:+-c "$constraints"} -e '.[all]' 2>&1 && : >"$succeeded"
-} | tee "$log" | grep --line-buffered -oE 'Downloading .*[0-9]{2} MB\)|Installing collected packages'
+} | tee "$log" | grep --line-buffered -oE 'Downloading .*[(][0-9]{2,}[.][0-9] MB\)|Installing collected packages'
 [ -f "$succeeded" ] && exit 0
 
 if grep -qE 'NewConnectionError|NameResolutionError|ConnectTimeoutError|ReadTimeoutError|ProxyError|SSLError|Connection (aborted|broken|refused|reset)' "$log"; then
