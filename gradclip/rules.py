@@ -154,9 +154,7 @@ def clip_by_global_norm_(
     return measured.value
 
 
-def clip_by_norm(
-    grads: Tree, max_norm: Any, *, ord: float = 2, axis: int | tuple[int, ...] | None = None
-) -> Tree:
+def clip_by_norm(grads: Tree, max_norm: Any, *, ord: float = 2, axis: int | tuple[int, ...] | None = None) -> Tree:
     """Scale every array by itself, so that its own norm is at most ``max_norm``.
 
     Each array keeps its direction; the joined gradient does not. This is what ``clipnorm`` does in Keras.
@@ -202,9 +200,7 @@ def clip_by_norm(
     return tree.rebuild(clipped)
 
 
-def clip_by_norm_(
-    grads: Tree, max_norm: Any, *, ord: float = 2, axis: int | tuple[int, ...] | None = None
-) -> None:
+def clip_by_norm_(grads: Tree, max_norm: Any, *, ord: float = 2, axis: int | tuple[int, ...] | None = None) -> None:
     """`clip_by_norm` in place, for NumPy and PyTorch: all or nothing.
 
     Parameters
@@ -350,7 +346,7 @@ def _name(path: Any) -> str:
     if not path:
         return "grads"
     parent, form, key = path
-    return _name(parent) + form.format(key)
+    return _name(parent) + str(form.format(key))
 
 
 # Backends -------------------------------------------------------------------------------------------------------------
@@ -373,6 +369,10 @@ def _backend_of(x: object) -> Backend:
             from .backends import tensorflow
 
             candidates.append(tensorflow)
+        if "jax" in sys.modules:
+            from .backends import jax
+
+            candidates.append(jax)
         _BACKENDS[kind] = next((backend for backend in candidates if backend.is_array(x)), None)
     return _BACKENDS[kind]
 
@@ -403,7 +403,7 @@ def _backend_of_all(arrays: Sequence[Any], paths: Sequence[Any], taken: tuple[st
 def _check_writable(arrays: Sequence[Any], paths: Sequence[Any], backend: Backend, functional: str) -> None:
     if not hasattr(backend, "scale_"):
         raise TypeError(
-            f"{backend.NAME} arrays cannot be written to: use {functional}, without the underscore, which returns new ones"
+            f"{backend.NAME} arrays cannot be written to: use {functional}, without underscore, which makes new ones"
         )
     for array, path in zip(arrays, paths, strict=True):
         if reason := backend.why_not_writable(array):
@@ -491,19 +491,19 @@ def _limits(limit: Any, backend: Backend) -> tuple[Any, Any]:
 
 
 def _order(ord: Any) -> float:
-    if not isinstance(ord, Real) or isinstance(ord, bool) or not ord > 0:
+    if not isinstance(ord, Real) or isinstance(ord, bool) or not float(ord) > 0:
         raise ValueError(f"ord must be 1, 2, inf or another number above 0, got {ord!r}")
     return float(ord)
 
 
 def _axes(axis: Any, array: Any, path: Any) -> tuple[int, ...]:
-    """axis as a tuple of non-negative integers that the array has."""
+    """The axes as a tuple of non-negative integers that the array has."""
     ndim = len(array.shape)
     axes = axis if isinstance(axis, tuple) else (axis,)
     for i in axes:
         if not isinstance(i, Integral) or isinstance(i, bool):
             raise TypeError(f"axis must be an integer or a tuple of integers, got {axis!r}")
-        if not -ndim <= i < ndim:
+        if not -ndim <= int(i) < ndim:
             raise ValueError(f"{_name(path)} has {ndim} dimensions, and no axis {i}")
     positive = tuple(int(i) % ndim for i in axes)
     if len(set(positive)) < len(positive):

@@ -1,4 +1,4 @@
-"""TensorFlow: ``tf.cond`` decides, eagerly or in a graph, so that gradients within the threshold pass through untouched."""
+"""TensorFlow: ``tf.cond`` decides, eagerly or in a graph, so that gradients within the threshold pass untouched."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -71,12 +71,17 @@ def measure(arrays: Sequence[Array], ord: float) -> Norm:
 
 def given(norm: Any, arrays: Sequence[Array]) -> Norm:
     """A norm that the caller has measured."""
-    return _norm(arrays, tf.cast(norm, tf.float64), tf.ones((), tf.float64))
+    return _norm(arrays, _scalar(norm, tf.float64), tf.ones((), tf.float64))
 
 
 def _norm(arrays: Sequence[Array], mantissa: Array, scale: Array) -> Norm:
     wide = any(_accumulator(a) == tf.float64 for a in arrays)
     return Norm(tf.cast(mantissa * scale, tf.float64 if wide else tf.float32), mantissa, scale)
+
+
+def _scalar(x: Any, dtype: tf.DType) -> Array:
+    """A number or 0-d array as one of this dtype; a number that went through float32 would lose digits."""
+    return tf.cast(x if tf.is_tensor(x) else tf.constant(x, tf.float64), dtype)
 
 
 def _accumulator(x: Array) -> tf.DType:
@@ -187,7 +192,7 @@ def scale(arrays: Sequence[Array], norm: Norm, max_norm: Any, nonfinite: str) ->
 
 def _factors(norm: Norm, max_norm: Any) -> tuple[tuple[Array, Array], Array]:
     """What to multiply and then divide by, and whether the norm is not finite and counts."""
-    c, n, s = tf.cast(max_norm, tf.float64), norm.mantissa, norm.scale
+    c, n, s = _scalar(max_norm, tf.float64), norm.mantissa, norm.scale
     keep = (norm.value <= tf.cast(c, norm.value.dtype)) | (c == INF)
     bad = ~keep & ~tf.math.is_finite(n)
     one, nan = tf.ones((), tf.float64), tf.cast(NAN, tf.float64)
@@ -223,7 +228,7 @@ def scale_slices(x: Array, norm: Norm, limit: Any) -> Array:
 
 
 def at_least(x: Array, floor: float) -> Array:
-    return tf.maximum(x, tf.cast(floor, x.dtype))
+    return tf.maximum(x, _scalar(floor, x.dtype))
 
 
 # Clipping by value ----------------------------------------------------------------------------------------------------
@@ -231,4 +236,4 @@ def at_least(x: Array, floor: float) -> Array:
 
 def clamp(x: Array, low: Any, high: Any) -> Array:
     """x with each element moved into [low, high]; NaN stays."""
-    return tf.clip_by_value(x, tf.cast(low, x.dtype), tf.cast(high, x.dtype))
+    return tf.clip_by_value(x, _scalar(low, x.dtype), _scalar(high, x.dtype))

@@ -1,4 +1,4 @@
-"""PyTorch: on the CPU a plain ``if`` decides; on a GPU, under autograd and under a compiler, the factor stays a tensor."""
+"""PyTorch: on the CPU a plain ``if`` decides; on a GPU, under autograd or a compiler, the factor stays a tensor."""
 
 import functools
 import math
@@ -13,7 +13,7 @@ CHUNK = 1 << 18  # elements handled at a time
 TINY = 2.0**-126  # the smallest normal float32
 MAX = torch.finfo(torch.float64).max
 
-Array = torch.Tensor
+Array = Any  # torch.Tensor
 
 
 class Norm(NamedTuple):
@@ -193,13 +193,13 @@ def scale_(arrays: Sequence[Array], norm: Norm, max_norm: Any, nonfinite: str) -
             a.masked_fill_(zero.to(a.device), 0.0)
 
 
-def _factors(arrays: Sequence[Array], norm: Norm, max_norm: Any, nonfinite: str) -> tuple[tuple[Any, ...], Any]:
+def _factors(arrays: Sequence[Array], norm: Norm, max_norm: Any, nonfinite: str) -> tuple[Sequence[Any], Any]:
     """What to multiply by, one factor after the other, and, if not None, whether to set zeros instead."""
     given = [max_norm] if isinstance(max_norm, torch.Tensor) else []
     if not isinstance(norm.mantissa, float) or not _on_host([*arrays, *given]):
         factors, bad = _tensor_factors(norm, max_norm)
         if nonfinite == "keep":
-            factors = tuple(torch.where(bad, 1.0, f) for f in factors)
+            return [torch.where(bad, 1.0, f) for f in factors], None
         return factors, bad if nonfinite == "zero" else None
     c, n, s = float(max_norm), norm.mantissa, norm.scale
     if c == math.inf or norm.value <= _scalar(c, norm.value.dtype, norm.value.device):

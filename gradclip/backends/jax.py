@@ -1,0 +1,209 @@
+"""JAX: ``lax.cond`` decides, so that gradients within the threshold pass through untouched."""
+
+import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+NAME = "JAX"
+TINY = 2.0**-126  # the smallest normal float32
+INF = float("inf")
+NAN = float("nan")
+
+Array = Any  # jax.Array
+
+
+class Norm(NamedTuple):
+    """A norm: ``value`` as it is returned, and the exact one, mantissa·scale, which ``value`` may be too narrow for."""
+
+    value: Array
+    mantissa: Array
+    scale: Array
+
+
+# What rules.py asks about an array ------------------------------------------------------------------------------------
+
+
+def is_array(x: object) -> bool:
+    return isinstance(x, jax.Array)
+
+
+@functools.cache
+def dtype_name(dtype: Any) -> str:
+    return str(dtype.name)
+
+
+def host_value(x: Array) -> float | None:
+    """The value of a 0-d array where the host can read it without waiting, else None."""
+    known = not is_traced([x]) and all(device.platform == "cpu" for device in x.devices())
+    return float(x) if known else None
+
+
+def is_traced(arrays: Sequence[Array]) -> bool:
+    return any(isinstance(a, jax.core.Tracer) for a in arrays)
+
+
+def all_finite(x: Array) -> bool:
+    return bool(jnp.isfinite(x).all())
+
+
+# The norm -------------------------------------------------------------------------------------------------------------
+
+
+@functools.partial(jax.jit, static_argnames="ord")
+def measure(arrays: Sequence[Array], ord: float) -> Norm:
+    """The norm of all arrays joined."""
+    if ord != 2:
+        return _norm(*_measure_scaled(arrays, ord))
+    dtype = _widest(arrays)
+    parts = [p.astype(_accumulator(p)) for a in arrays for p in _parts(a)]
+    squares = jnp.sum(jnp.stack([jnp.sum(jnp.square(p)).astype(dtype) for p in parts]))
+    # A square below the smallest normal number is lost. That must not be felt in the sum.
+    lost = sum(p.size * (2.0**-1022 if p.dtype == jnp.float64 else 2.0**-126) for p in parts)
+    right = (squares < INF) & (squares >= lost * 2**22) & (squares > 0)
+    unscaled = (jnp.sqrt(jnp.where(right, squares, 1.0)), jnp.ones((), dtype))
+    return _norm(*jax.lax.cond(right, lambda: unscaled, lambda: _measure_scaled(arrays, ord)))
+
+
+def given(norm: Any, arrays: Sequence[Array]) -> Norm:
+    """A norm that the caller has measured."""
+    return _norm(_scalar(norm, _widest(arrays)), jnp.ones((), _widest(arrays)))
+
+
+def _norm(mantissa: Array, scale: Array) -> Norm:
+    return Norm(mantissa * scale, mantissa, scale)
+
+
+def _scalar(x: Any, dtype: Any) -> Array:
+    """A number or 0-d array as one of this dtype, infinite if it does not fit."""
+    with np.errstate(over="ignore", under="ignore"):
+        return jnp.asarray(x, dtype)
+
+
+def _accumulator(x: Array) -> Any:
+    """The dtype of the norm of x: JAX has float64 only where it was switched on."""
+    return jnp.float64 if dtype_name(x.dtype) in ("float64", "complex128") else jnp.float32
+
+
+def _widest(arrays: Sequence[Array]) -> Any:
+    return jnp.float64 if any(_accumulator(a) == jnp.float64 for a in arrays) else jnp.float32
+
+
+def _parts(x: Array) -> tuple[Array, ...]:
+    """x itself if it is real, else its real and its imaginary part."""
+    return (x.real, x.imag) if jnp.iscomplexobj(x) else (x,)
+
+
+def _measure_scaled(arrays: Sequence[Array], ord: float) -> tuple[Array, Array]:
+    """Mantissa and scale of the norm, the scale being the largest absolute value: no power of the rest overflows."""
+    dtype = _widest(arrays)
+    peak = jnp.max(jnp.stack([_peak(a, None, False).astype(dtype) for a in arrays]))
+    scale = _usable(peak)
+    moduli = [_modulus(a, scale, dtype) for a in arrays]
+    norms = jnp.stack([_power_norm(m, ord, None, False) for m in moduli])
+    return jnp.where(jnp.isfinite(peak), _power_norm(norms, ord, None, False), peak), scale
+
+
+def _peak(x: Array, axis: Any, keepdims: bool) -> Array:
+    """The largest absolute value of a real or imaginary part, NaN if there is one, 0 if there is nothing."""
+    largest = [jnp.max(jnp.abs(p), axis, keepdims=keepdims, initial=0) for p in _parts(x)]
+    return functools.reduce(jnp.maximum, largest).astype(_accumulator(x))
+
+
+def _usable(peak: Array) -> Array:
+    """A scale to divide by: the peak, or 1 where that is zero or not finite."""
+    return jax.lax.stop_gradient(jnp.where((peak > 0) & jnp.isfinite(peak), peak, 1.0))
+
+
+def _modulus(x: Array, scale: Array, dtype: Any) -> Array:
+    """|x| / scale. Complex parts are scaled first, for their squares are added."""
+    parts = [p.astype(dtype) / scale for p in _parts(x)]
+    return jnp.abs(parts[0] if len(parts) == 1 else jax.lax.complex(*parts))
+
+
+def _power_norm(moduli: Array, ord: float, axis: Any, keepdims: bool) -> Array:
+    """(Σ mᵖ)¹ᐟᵖ, kept finite, with a derivative of 0 at m = 0."""
+    if ord == INF:
+        return jnp.max(moduli, axis, keepdims=keepdims, initial=0)
+    there = moduli > 0
+    total = jnp.sum(jnp.where(there, jnp.where(there, moduli, 1.0) ** ord, 0.0), axis, keepdims=keepdims)
+    norm = jnp.where(total > 0, total, 1.0) ** (1 / ord)
+    return jnp.where(total > 0, jnp.minimum(norm, np.finfo(norm.dtype).max), 0.0)
+
+
+# Clipping by a norm ---------------------------------------------------------------------------------------------------
+
+
+def scale(arrays: Sequence[Array], norm: Norm, max_norm: Any, nonfinite: str) -> list[Array]:
+    """The arrays clipped to max_norm, given their norm."""
+    return _scale(arrays, norm, _scalar(max_norm, norm.value.dtype), nonfinite)
+
+
+@functools.partial(jax.jit, static_argnames="nonfinite")
+def _scale(arrays: Sequence[Array], norm: Norm, max_norm: Array, nonfinite: str) -> list[Array]:
+    (factor, divisor), bad = _factors(norm, max_norm)
+    if nonfinite == "keep":
+        factor = jnp.where(bad, 1.0, factor)
+    clipped: list[Array] = jax.lax.cond(
+        (factor == 1) & (divisor == 1),
+        lambda: list(arrays),
+        lambda: [_times(a, factor, divisor) for a in arrays],
+    )
+    return [jnp.where(bad, 0, a) for a in clipped] if nonfinite == "zero" else clipped
+
+
+def _factors(norm: Norm, max_norm: Array) -> tuple[tuple[Array, Array], Array]:
+    """What to multiply and then divide by, and whether the norm is not finite and counts."""
+    c, n, s = max_norm, norm.mantissa, norm.scale
+    keep = (norm.value <= c) | (c == INF)
+    bad = ~keep & ~jnp.isfinite(n)
+    n = jnp.where(keep | bad, 1.0, n)  # where the branch not taken divides by zero, its derivative would be NaN
+    ratio = jnp.where(keep, 1.0, jnp.where((c >= 0) & ~bad, c / n / s, NAN))
+    # Too small for float32: apply its root twice, once by dividing, for a compiler may join two factors into one again.
+    tiny = (ratio < TINY) & (c > 0)
+    root = jnp.sqrt(jnp.where(tiny, c / n, 1.0)) / jnp.sqrt(s)
+    return (jnp.where(tiny, root, ratio), jnp.where(tiny, 1.0 / root, 1.0)), bad
+
+
+def _times(x: Array, factor: Array, divisor: Array) -> Array:
+    """A new array; half precision is multiplied in float32, and rounded once."""
+    wide = x.dtype if jnp.iscomplexobj(x) else _accumulator(x)
+    real = _accumulator(x)
+    return (x.astype(wide) * factor.astype(real) / divisor.astype(real)).astype(x.dtype)
+
+
+# Clipping each slice by its own norm ----------------------------------------------------------------------------------
+
+
+@functools.partial(jax.jit, static_argnames=("ord", "axis"))
+def slice_norms(x: Array, ord: float, axis: tuple[int, ...]) -> Norm:
+    """The norms of the slices of x along axis, whose lengths become 1."""
+    peak = _peak(x, axis, True)
+    scale = _usable(peak)
+    norm = _power_norm(_modulus(x, scale, _accumulator(x)), ord, axis, True)
+    return _norm(jnp.where(jnp.isfinite(peak), norm, peak), scale)
+
+
+def scale_slices(x: Array, norm: Norm, limit: Any) -> Array:
+    """x with each slice clipped to its limit, given the norms of the slices."""
+    return _scale_slices(x, norm, _scalar(limit, norm.value.dtype))
+
+
+@jax.jit
+def _scale_slices(x: Array, norm: Norm, limit: Array) -> Array:
+    return _times(x, *_factors(norm, limit)[0])
+
+
+def at_least(x: Array, floor: float) -> Array:
+    return jnp.maximum(x, floor)
+
+
+# Clipping by value ----------------------------------------------------------------------------------------------------
+
+
+def clamp(x: Array, low: Any, high: Any) -> Array:
+    """x with each element moved into [low, high]; NaN stays."""
+    return jnp.clip(x, _scalar(low, x.dtype), _scalar(high, x.dtype))
