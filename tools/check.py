@@ -12,7 +12,7 @@ STAGES = {
     "format": "ruff format --check .",
     "types": "mypy --strict gradclip",
     "doctest": "pytest -q --doctest-modules gradclip",
-    "tests": "pytest -q tests",
+    "tests": "pytest -q -n 2 tests",
     # One worker takes one notebook from its first cell to its last: its cells share a kernel.
     "notebooks": "pytest -q --nbval --nbval-current-env --nbval-cell-timeout=120 -n 2 --dist loadscope book",
 }
