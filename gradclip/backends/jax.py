@@ -120,7 +120,10 @@ def _usable(peak: Array) -> Array:
 
 def _modulus(x: Array, scale: Array, dtype: Any) -> Array:
     """|x| / scale. Complex parts are scaled first, for their squares are added."""
-    parts = [p.astype(dtype) / scale for p in _parts(x)]
+    # XLA divides by multiplying with the reciprocal. That of a huge scale is subnormal, and taken for zero.
+    far = 2.0**512 if dtype == jnp.float64 else 2.0**64
+    shift = jnp.where(scale > far, 1 / far, jnp.where(scale < 1 / far, far, 1.0)).astype(dtype)
+    parts = [p.astype(dtype) * shift / (scale * shift) for p in _parts(x)]
     return jnp.abs(parts[0] if len(parts) == 1 else jax.lax.complex(*parts))
 
 
@@ -139,7 +142,8 @@ def _power_norm(moduli: Array, ord: float, axis: Any, keepdims: bool) -> Array:
 
 def scale(arrays: Sequence[Array], norm: Norm, max_norm: Any, nonfinite: str) -> list[Array]:
     """The arrays clipped to max_norm, given their norm."""
-    return _scale(arrays, norm, _scalar(max_norm, norm.value.dtype), nonfinite)
+    clipped: list[Array] = _scale(arrays, norm, _scalar(max_norm, norm.value.dtype), nonfinite)
+    return clipped
 
 
 @functools.partial(jax.jit, static_argnames="nonfinite")

@@ -136,12 +136,14 @@ def _sum_of_squares(flat: Array) -> float:
 def _peak(arrays: Iterable[Array]) -> float:
     """The largest absolute value of a real or imaginary part; NaN if there is a NaN."""
     parts = (p for a in arrays for p in _parts(a) if p.size)
-    return float(np.max([np.maximum(p.max(), -p.min()) for p in parts], initial=0.0))
+    return abs(float(np.max([np.maximum(p.max(), -p.min()) for p in parts], initial=0.0)))
 
 
 def _moduli(arrays: Sequence[Array], peak: float) -> Iterator[Array]:
     """Absolute values divided by their peak: no power of them overflows."""
     for a in arrays:
+        if not a.size:
+            continue
         for batch in _batches([a], np.complex128 if a.dtype.kind == "c" else np.float64):
             yield np.abs(batch / peak)
 

@@ -156,7 +156,10 @@ def _usable(peak: Array) -> Array:
 
 def _modulus(x: Array, scale: Array) -> Array:
     """|x| / scale in float64. Complex parts are scaled first, for their squares are added."""
-    parts = [tf.cast(p, tf.float64) / scale for p in _parts(x)]
+    # XLA divides by multiplying with the reciprocal. That of a huge scale is subnormal, and taken for zero.
+    far, one = tf.constant(2.0**512, tf.float64), tf.ones((), tf.float64)
+    shift = tf.where(scale > far, 1 / far, tf.where(scale < 1 / far, far, one))
+    parts = [tf.cast(p, tf.float64) * shift / (scale * shift) for p in _parts(x)]
     return tf.abs(parts[0] if len(parts) == 1 else tf.complex(*parts))
 
 
