@@ -1,4 +1,4 @@
-"""The contract, rule by rule, on every framework. The numbers are those of the table in the README's contract."""
+"""The contract, rule by rule, on every framework. The numbers are those of the contract's table."""
 
 import collections
 import itertools
@@ -11,7 +11,7 @@ import oracle
 import pytest
 import tensorflow as tf
 import torch
-from systems import NARROW, bits, dtype_name, values
+from systems import bits, dtype_name, values
 
 import gradclip
 
@@ -56,7 +56,7 @@ def test_rule_1_scales_to_the_threshold(system, ord):
 
 def test_rule_1_within_the_threshold_nothing_changes(system):
     for dtype in system.dtypes:
-        arrays, exact = sample(system, dtype, (7, 5), (300,))
+        arrays, _ = sample(system, dtype, (7, 5), (300,))
         n = gradclip.global_norm(arrays)
         for c in (float(n), n, float(n) * 2, 1e300, INF):  # at the norm itself, too
             clipped = gradclip.clip_by_global_norm(arrays, c).grads
@@ -511,7 +511,9 @@ def test_rule_11_all_or_nothing(in_place_system):
         expanded = torch.ones(1).expand(3)
         refused = [(torch.nn.Parameter(torch.ones(3)), "parameter"), (inference, "read-only"), (expanded, "expanded")]
         refused += [(torch.ones(3, requires_grad=True), "parameter")]
-    refused += [(in_place_system.array([1]).astype(int) if in_place_system.name == "numpy" else torch.ones(1).int(), "int")]
+    refused += [
+        (in_place_system.array([1]).astype(int) if in_place_system.name == "numpy" else torch.ones(1).int(), "int")
+    ]
     for (bad, message), clip in itertools.product(refused, IN_PLACE):
         with pytest.raises(TypeError, match=message):
             clip([writable, bad], 0.5)
@@ -544,7 +546,9 @@ def test_rule_14_two_frameworks(system):
 
 
 def test_rule_14_other_dtypes(system):
-    name = {"numpy": np.array, "torch": torch.tensor, "tensorflow": tf.constant}.get(system.name, lambda x: jnp_array(x))
+    name = {"numpy": np.array, "torch": torch.tensor, "tensorflow": tf.constant}.get(
+        system.name, lambda x: jnp_array(x)
+    )
     for bad, dtype in (([1, 2], "int"), ([True], "bool")):
         with pytest.raises(TypeError, match=rf"grads\[0\] has dtype {dtype}\d*; this function takes float16, bfloat16"):
             gradclip.global_norm([name(bad)])

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 NAME = "JAX"
+CHUNK = 1 << 18  # smaller arrays are joined
 TINY = 2.0**-126  # the smallest normal float32
 INF = float("inf")
 NAN = float("nan")
@@ -59,10 +60,10 @@ def measure(arrays: Sequence[Array], ord: float) -> Norm:
     if ord != 2:
         return _norm(*_measure_scaled(arrays, ord))
     dtype = _widest(arrays)
-    parts = [p.astype(_accumulator(p)) for a in arrays for p in _parts(a)]
-    squares = jnp.sum(jnp.stack([jnp.sum(jnp.square(p)).astype(dtype) for p in parts]))
+    batches = [b.astype(_accumulator(b)) for b in _batches([p for a in arrays for p in _parts(a)])]
+    squares = jnp.sum(jnp.stack([jnp.sum(jnp.square(b)).astype(dtype) for b in batches]))
     # A square below the smallest normal number is lost. That must not be felt in the sum.
-    lost = sum(p.size * (2.0**-1022 if p.dtype == jnp.float64 else 2.0**-126) for p in parts)
+    lost = sum(b.size * (2.0**-1022 if b.dtype == jnp.float64 else 2.0**-126) for b in batches)
     right = (squares < INF) & (squares >= lost * 2**22) & (squares > 0)
     unscaled = (jnp.sqrt(jnp.where(right, squares, 1.0)), jnp.ones((), dtype))
     return _norm(*jax.lax.cond(right, lambda: unscaled, lambda: _measure_scaled(arrays, ord)))
@@ -97,12 +98,23 @@ def _parts(x: Array) -> tuple[Array, ...]:
     return (x.real, x.imag) if jnp.iscomplexobj(x) else (x,)
 
 
+def _batches(arrays: Sequence[Array]) -> list[Array]:
+    """The arrays, the small ones of each dtype joined: thousands of sums would keep the compiler busy for minutes."""
+    large = [a for a in arrays if a.size >= CHUNK]
+    small: dict[Any, list[Array]] = {}
+    for a in arrays:
+        if a.size < CHUNK:
+            small.setdefault(a.dtype, []).append(a.reshape(-1))
+    return large + [jnp.concatenate(joined) for joined in small.values()]
+
+
 def _measure_scaled(arrays: Sequence[Array], ord: float) -> tuple[Array, Array]:
     """Mantissa and scale of the norm, the scale being the largest absolute value: no power of the rest overflows."""
     dtype = _widest(arrays)
-    peak = jnp.max(jnp.stack([_peak(a, None, False).astype(dtype) for a in arrays]))
+    batches = _batches(arrays)
+    peak = jnp.max(jnp.stack([_peak(b, None, False).astype(dtype) for b in batches]))
     scale = _usable(peak)
-    moduli = [_modulus(a, scale, dtype) for a in arrays]
+    moduli = [_modulus(b, scale, dtype) for b in batches]
     norms = jnp.stack([_power_norm(m, ord, None, False) for m in moduli])
     return jnp.where(jnp.isfinite(peak), _power_norm(norms, ord, None, False), peak), scale
 
