@@ -3,6 +3,8 @@
 from .rules import (
     Clipped,
     NonFiniteGradientError,
+    clip_adaptive,
+    clip_adaptive_,
     clip_by_global_norm,
     clip_by_global_norm_,
     clip_by_norm,
@@ -17,6 +19,8 @@ __version__ = "0.1.0"
 __all__ = [
     "Clipped",
     "NonFiniteGradientError",
+    "clip_adaptive",
+    "clip_adaptive_",
     "clip_by_global_norm",
     "clip_by_global_norm_",
     "clip_by_norm",

@@ -1,5 +1,6 @@
 """The public functions: check the arguments, flatten the tree, find the backend, call it, rebuild the tree."""
 
+import contextlib
 import copy
 import sys
 from collections.abc import Callable, Iterator, Sequence, ValuesView
@@ -148,7 +149,7 @@ def clip_by_global_norm_(
     """
     tree = _Tree(grads, in_place_of="clip_by_global_norm")
     max_norm = _threshold(max_norm, tree.backend)
-    with tree.backend.writing():
+    with tree.writing():
         measured = _measure(tree, ord, norm, nonfinite)
         tree.backend.scale_(tree.arrays, measured, max_norm, nonfinite)
     return measured.value
@@ -222,7 +223,7 @@ def clip_by_norm_(grads: Tree, max_norm: Any, *, ord: float = 2, axis: int | tup
     [0.6 0.8]
     """
     tree = _Tree(grads, in_place_of="clip_by_norm")
-    with tree.backend.writing():
+    with tree.writing():
         _each_by_its_norm(tree, max_norm, ord, axis, tree.backend.scale_, tree.backend.scale_slices_)
 
 
@@ -263,7 +264,7 @@ def clip_by_value(grads: Tree, limit: Any) -> Tree:
     [ 1.  -2.   0.5]
     """
     tree = _Tree(grads, taken=REAL)
-    low, high = _limits(limit, tree.backend)
+    low, high = _limits(limit, tree)
     return tree.rebuild([tree.backend.clamp(a, low, high) for a in tree.arrays])
 
 
@@ -289,42 +290,144 @@ def clip_by_value_(grads: Tree, limit: Any) -> None:
     [ 1.  -1.   0.5]
     """
     tree = _Tree(grads, taken=REAL, in_place_of="clip_by_value")
-    low, high = _limits(limit, tree.backend)
-    with tree.backend.writing():
+    low, high = _limits(limit, tree)
+    with tree.writing():
         for a in tree.arrays:
             tree.backend.clamp_(a, low, high)
+
+
+def clip_adaptive(
+    grads: Tree, params: Tree, clip_factor: float = 0.01, *, eps: float = 1e-3, unit_axis: int | None = None
+) -> Tree:
+    """Scale each unit's gradient so that its norm is at most ``clip_factor`` times the norm of the unit's weights.
+
+    Adaptive gradient clipping (AGC): with G and W the gradient and the weights of one unit (the weights that lead to
+    one output), G becomes λ·max(‖W‖, eps)·G/‖G‖ where ‖G‖ > λ·max(‖W‖, eps), and stays as it is elsewhere.
+
+    Parameters
+    ----------
+    grads : array or tree of arrays
+        As for `global_norm`.
+    params : array or tree of arrays
+        The weights, of the same structure and shapes.
+    clip_factor : float, default 0.01
+        The factor λ ≥ 0, without a unit.
+    eps : float, default 1e-3
+        The least norm that weights are taken to have, so that weights of zero can be trained.
+    unit_axis : int, optional
+        The axis that counts the units. By default the framework's own: the first in PyTorch, whose weights have the
+        shape (out, in, …), the last in NumPy, TensorFlow and JAX, where it is (…, in, out). Arrays with fewer than two
+        axes are one unit.
+
+    Returns
+    -------
+    array or tree of arrays
+        New arrays of the same structure, shapes and dtypes as ``grads``. A unit whose norm is not finite becomes NaN.
+
+    Raises
+    ------
+    TypeError
+        As for `global_norm`, for either tree; or a factor is not a number.
+    ValueError
+        ``clip_factor`` or ``eps`` is negative or NaN; the trees differ in structure or in a shape; or an array has no
+        such axis.
+
+    References
+    ----------
+    Brock, De, Smith and Simonyan, *High-performance large-scale image recognition without normalization*, ICML 2021,
+    equation 3.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> weights = np.array([[3.0, 0.3], [4.0, 0.4]])  # two units, of norms 5 and 0.5
+    >>> print(clip_adaptive(np.array([[0.3, 0.3], [0.4, 0.4]]), weights, clip_factor=0.2))
+    [[0.3  0.06]
+     [0.4  0.08]]
+    """
+    tree = _Tree(grads)
+    backend = tree.backend
+    clipped = _each_by_its_weights(tree, params, clip_factor, eps, unit_axis, backend.scale_slices)
+    return tree.rebuild(clipped)
+
+
+def clip_adaptive_(
+    grads: Tree, params: Tree, clip_factor: float = 0.01, *, eps: float = 1e-3, unit_axis: int | None = None
+) -> None:
+    """`clip_adaptive` in place, for NumPy and PyTorch: all or nothing.
+
+    Parameters
+    ----------
+    grads, params, clip_factor, eps, unit_axis
+        As for `clip_adaptive`; only ``grads`` is written to.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As for `clip_adaptive` and `clip_by_global_norm_`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> g = np.array([3.0, 4.0])
+    >>> clip_adaptive_(g, np.array([0.0, 10.0]), clip_factor=0.1)
+    >>> print(g)
+    [0.6 0.8]
+    """
+    tree = _Tree(grads, in_place_of="clip_adaptive")
+    with tree.writing():
+        _each_by_its_weights(tree, params, clip_factor, eps, unit_axis, tree.backend.scale_slices_)
 
 
 # Trees ----------------------------------------------------------------------------------------------------------------
 
 
 class _Tree:
-    """The arrays of a tree, checked, with their backend and what is needed to put the tree together again."""
+    """The arrays of a tree, checked, with their backend and what is needed to put the tree together again.
+
+    Of a sparse array, ``arrays`` holds the values, those of repeated indices summed.
+    """
 
     def __init__(self, tree: Tree, *, taken: tuple[str, ...] = TAKEN, in_place_of: str = "") -> None:
         self.arrays: list[Any] = []
         self.paths: list[Any] = []
+        self.outline: list[Any] = []  # the paths of all leaves, None among them
         self.structure = _map(self._take, tree, ())
         self.backend = _backend_of_all(self.arrays, self.paths, taken)
         if in_place_of:
             _check_writable(self.arrays, self.paths, self.backend, in_place_of)
             once = {id(a): (a, path) for a, path in zip(self.arrays, self.paths, strict=True)}
             self.arrays, self.paths = [a for a, _ in once.values()], [path for _, path in once.values()]
+        self.sparse = {i: (a, self.backend.coalesce(a)) for i, a in enumerate(self.arrays) if self.backend.is_sparse(a)}
+        for i, (_, coalesced) in self.sparse.items():
+            self.arrays[i] = self.backend.sparse_values(coalesced)
 
     def _take(self, leaf: Any, path: Any) -> Any:
-        self.arrays.append(leaf)
-        self.paths.append(path)
+        self.outline.append(path)
+        if leaf is not None:
+            self.arrays.append(leaf)
+            self.paths.append(path)
         return leaf
 
     def rebuild(self, arrays: Sequence[Any]) -> Tree:
+        """The tree with new arrays in the place of its own."""
+        arrays = list(arrays)
+        for i, (_, coalesced) in self.sparse.items():
+            arrays[i] = self.backend.with_values(coalesced, arrays[i])
         new = iter(arrays)
-        return _map(lambda leaf, path: next(new), self.structure, ())
+        return _map(lambda leaf, path: None if leaf is None else next(new), self.structure, ())
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """Within it, what is written to the arrays is written to the tree."""
+        with self.backend.writing():
+            yield
+            for array, coalesced in self.sparse.values():
+                self.backend.write_back(array, coalesced)
 
 
 def _map(visit: Callable[[Any, Any], Any], tree: Tree, path: Any) -> Tree:
     """The same tree with every leaf replaced by visit(leaf, path). Iterators become lists."""
-    if tree is None:
-        return None
     if isinstance(tree, dict):
         new = {key: _map(visit, value, (path, "[{!r}]", key)) for key, value in tree.items()}
         if type(tree) is dict:
@@ -427,7 +530,7 @@ def _measure(tree: _Tree, ord: float, norm: Any, nonfinite: str) -> Any:
         measured = backend.measure(tree.arrays, ord)
     else:
         number = _number(norm, backend, "norm")
-        if number is not None and number < 0:
+        if number is not None and number < 0:  # NaN may be a norm
             raise ValueError(f"norm must be ≥ 0, got {number}")
         measured = backend.given(norm, tree.arrays)
     # The exact norm of finite gradients is finite, though it may not fit the dtype of the returned one.
@@ -443,9 +546,49 @@ def _each_by_its_norm(tree: _Tree, max_norm: Any, ord: float, axis: Any, scale: 
     if axis is None:
         scaled = [scale([a], backend.measure([a], ord), max_norm, "nan") for a in tree.arrays]
         return [only for result in scaled for only in result or ()]
+    for i, (array, _) in tree.sparse.items():
+        if backend.sparse_axes(array) > 1:
+            raise ValueError(f"{_name(tree.paths[i])} is sparse along several axes; clip it without axis")
     axes = [_axes(axis, a, path) for a, path in zip(tree.arrays, tree.paths, strict=True)]
     pairs = zip(tree.arrays, axes, strict=True)
     return [scale_slices(a, backend.slice_norms(a, ord, its), max_norm) for a, its in pairs]
+
+
+def _each_by_its_weights(
+    tree: _Tree, params: Tree, clip_factor: Any, eps: Any, unit_axis: Any, scale_slices: Any
+) -> list[Any]:
+    backend = tree.backend
+    clip_factor = _nonnegative(clip_factor, backend, "clip_factor", "a negative factor would flip the update's sign")
+    eps = _nonnegative(eps, backend, "eps", "it stands for a norm")
+    limits = []
+    for i, (array, path, weights) in enumerate(zip(tree.arrays, tree.paths, _weights(tree, params), strict=True)):
+        ndim = len(weights.shape)
+        (unit,) = _axes(backend.UNIT_AXIS if unit_axis is None else unit_axis, weights, path) if ndim > 1 else (None,)
+        axes = tuple(axis for axis in range(ndim) if axis != unit)
+        norms = backend.slice_norms(weights, 2, axes).value
+        limit = clip_factor * backend.at_least(norms, eps)
+        if i in tree.sparse and unit == 0:
+            limit = backend.rows_of(limit, tree.sparse[i][1])
+        limits.append((array, axes, limit))
+    return [scale_slices(array, backend.slice_norms(array, 2, axes), limit) for array, axes, limit in limits]
+
+
+def _weights(tree: _Tree, params: Tree) -> list[Any]:
+    """The parameters that have a gradient, in the order of a tree's arrays."""
+    found: dict[Any, Any] = {}
+    _map(lambda leaf, path: found.setdefault(path, leaf), params, ())
+    if list(found) != tree.outline:
+        raise ValueError("params must have the structure of grads: the same containers, keys and lengths")
+    weights = [found[path] for path in tree.paths]
+    backend = _backend_of_all(weights, tree.paths, TAKEN)
+    if tree.arrays and backend is not tree.backend:
+        raise TypeError(f"params are {backend.NAME} arrays, the gradients {tree.backend.NAME} ones")
+    for i, (array, path) in enumerate(zip(tree.arrays, tree.paths, strict=True)):
+        rows = i in tree.sparse  # a sparse gradient holds some rows of the whole one
+        if tuple(weights[i].shape)[rows:] != tuple(array.shape)[rows:]:
+            shapes = f"{tuple(array.shape)}, its parameter {tuple(weights[i].shape)}"
+            raise ValueError(f"{_name(path)} has shape {shapes}")
+    return weights
 
 
 def _number(value: Any, backend: Backend, name: str) -> float | None:
@@ -453,7 +596,7 @@ def _number(value: Any, backend: Backend, name: str) -> float | None:
     its = _backend_of(value)
     if isinstance(value, Real) and not isinstance(value, (bool, np.bool_)):
         return float(value)
-    if its is None or its.dtype_name(value.dtype) in ("bool", "str"):
+    if its is None or not its.dtype_name(value.dtype).startswith(("float", "bfloat", "int", "uint")):
         raise TypeError(f"{name} must be a number or a 0-d array, got {value!r} of type {type(value).__name__}")
     if its is not backend and its.NAME != "NumPy":
         raise TypeError(f"{name} is a {its.NAME} array, the gradients are {backend.NAME} ones")
@@ -464,13 +607,19 @@ def _number(value: Any, backend: Backend, name: str) -> float | None:
 
 
 def _threshold(max_norm: Any, backend: Backend) -> Any:
-    number = _number(max_norm, backend, "max_norm")
+    return _nonnegative(max_norm, backend, "max_norm", "a negative threshold would flip the update's sign")
+
+
+def _nonnegative(value: Any, backend: Backend, name: str, why: str) -> Any:
+    """A number as a float; an array of the framework as it is, for its value may be known to the device alone."""
+    number = _number(value, backend, name)
     if number is not None and not number >= 0:
-        raise ValueError(f"max_norm must be ≥ 0, got {number} (a negative threshold would flip the update's sign)")
-    return max_norm if _backend_of(max_norm) is backend else number
+        raise ValueError(f"{name} must be ≥ 0, got {number} ({why})")
+    return value if _backend_of(value) is backend else number
 
 
-def _limits(limit: Any, backend: Backend) -> tuple[Any, Any]:
+def _limits(limit: Any, tree: _Tree) -> tuple[Any, Any]:
+    backend = tree.backend
     if not isinstance(limit, (tuple, list)):
         number = _number(limit, backend, "limit")
         if number is not None and not number >= 0:
@@ -485,6 +634,8 @@ def _limits(limit: Any, backend: Backend) -> tuple[Any, Any]:
             raise ValueError(f"{name} must not be NaN")
     if low is not None and high is not None and low > high:
         raise ValueError(f"low must be ≤ high, got ({low}, {high})")
+    if tree.sparse and not (low or 0) <= 0 <= (high or 0):
+        raise ValueError(f"an interval without 0 would fill a sparse gradient with values, got ({low}, {high})")
     given = zip(limit, (low, high), strict=True)
     low, high = (x if _backend_of(x) is backend else number for x, number in given)
     return low, high
@@ -506,6 +657,6 @@ def _axes(axis: Any, array: Any, path: Any) -> tuple[int, ...]:
         if not -ndim <= int(i) < ndim:
             raise ValueError(f"{_name(path)} has {ndim} dimensions, and no axis {i}")
     positive = tuple(int(i) % ndim for i in axes)
-    if len(set(positive)) < len(positive):
-        raise ValueError(f"axis names a dimension of {_name(path)} twice: {axis!r}")
+    if not 0 < len(set(positive)) == len(positive):
+        raise ValueError(f"axis must name one dimension of {_name(path)} or several different ones, got {axis!r}")
     return positive

@@ -444,6 +444,178 @@ def test_rule_8_bad_axes_are_refused(system, axis, error):
         gradclip.clip_by_norm({"w": system.array(np.ones((2, 2)))}, 1.0, axis=axis)
 
 
+# Rule 9: adaptive clipping -------------------------------------------------------------------------------------------
+
+
+def agc(g, w, factor, eps, unit_axis):
+    """Brock et al. 2021, equation 3, in float64."""
+    axes = tuple(i for i in range(g.ndim) if g.ndim < 2 or i != unit_axis % g.ndim)
+    size = np.sqrt((np.abs(g) ** 2).sum(axes, keepdims=True))
+    limit = factor * np.maximum(np.sqrt((np.abs(w) ** 2).sum(axes, keepdims=True)), eps)
+    return np.where(size > limit, g * limit / np.where(size == 0, 1, size), g)
+
+
+@pytest.mark.parametrize("unit_axis", [None, 0, 1, -1])
+@pytest.mark.parametrize("shapes", [[(6, 5), (5,), ()], [(3, 2, 4, 5)]])
+def test_rule_9_each_unit_by_its_weights(system, unit_axis, shapes):
+    if unit_axis == 1 and len(shapes) > 1:
+        shapes = shapes[:1]
+    for dtype in system.dtypes:
+        grads, g = sample(system, dtype, *shapes, seed=3)
+        params, w = sample(system, dtype, *shapes, seed=4)
+        params[0], w[0] = params[0] * 0, w[0] * 0  # weights of zero count as eps
+        for factor, eps in ((0.5, 1e-3), (0.5, 2.0), (0.0, 1e-3), (100.0, 1e-3)):
+            clipped = gradclip.clip_adaptive(grads, params, factor, eps=eps, unit_axis=unit_axis)
+            for got, its_g, its_w in zip(clipped, g, w, strict=True):
+                assert dtype_name(got) == dtype
+                own = 0 if system.name == "torch" else -1
+                want = agc(its_g, its_w, factor, eps, own if unit_axis is None else unit_axis)
+                np.testing.assert_allclose(values(got), want, rtol=3 * EPS.get(dtype, 1e-6), atol=1e-7)
+
+
+def test_rule_9_the_default_factor(system):
+    g, w = system.array([3.0, 4.0]), system.array([0.0, 10.0])
+    close(system, gradclip.clip_adaptive(g, w), [0.06, 0.08])
+
+
+def test_rule_9_within_the_limit_nothing_changes(system):
+    (g,), _ = sample(system, "float32", (8, 6))
+    assert bits(gradclip.clip_adaptive(g, g, 1.0)) == bits(g)
+
+
+def test_rule_9_units_that_are_not_finite_stay_alone(system):
+    g = np.array([[NAN, 3.0], [1.0, 4.0]])
+    got = values(gradclip.clip_adaptive(system.array(g), system.array(np.ones((2, 2))), 0.1, unit_axis=1))
+    np.testing.assert_allclose(got, [[NAN, 0.06 * math.sqrt(2)], [NAN, 0.08 * math.sqrt(2)]], rtol=1e-6)
+
+
+def test_rule_9_a_threshold_per_unit_that_no_float32_factor_reaches(system):
+    g = system.array([[3e38, 1e38]])
+    got = gradclip.clip_adaptive(g, system.array([[0.0, 0.0]]), 1.0, eps=0.7, unit_axis=0)
+    close(system, got, np.array([[3, 1]]) / math.sqrt(10) * 0.7)
+
+
+def test_rule_9_bad_arguments_are_refused(system):
+    g, w = system.array(np.ones((2, 3))), system.array(np.ones((2, 3)))
+    for error, message, call in (
+        (ValueError, "clip_factor must be ≥ 0, got -1", lambda: gradclip.clip_adaptive(g, w, -1.0)),
+        (ValueError, "eps must be ≥ 0, got nan", lambda: gradclip.clip_adaptive(g, w, eps=NAN)),
+        (TypeError, "clip_factor must be a number", lambda: gradclip.clip_adaptive(g, w, "0.1")),
+        (TypeError, "clip_factor must be a number", lambda: gradclip.clip_adaptive(g, w, True)),
+        (ValueError, "structure of grads", lambda: gradclip.clip_adaptive([g], [w, w])),
+        (ValueError, "structure of grads", lambda: gradclip.clip_adaptive({"a": g}, {"b": w})),
+        (
+            ValueError,
+            r"shape \(2, 3\), its parameter \(3,\)",
+            lambda: gradclip.clip_adaptive(g, system.array([1, 2, 3])),
+        ),
+        (TypeError, "is of type NoneType", lambda: gradclip.clip_adaptive([g], [None])),
+        (ValueError, "no axis 2", lambda: gradclip.clip_adaptive(g, w, unit_axis=2)),
+    ):
+        with pytest.raises(error, match=message):
+            call()
+    clipped = gradclip.clip_adaptive({"a": None, "b": g}, {"a": w, "b": w}, 1.0)
+    assert clipped["a"] is None
+
+
+# Rule 10: sparse gradients -------------------------------------------------------------------------------------------
+
+ROWS, INDICES = [[1.0, 2.0], [3.0, 4.0], [-0.5, 0.25]], [2, 0, 2]
+DENSE = np.zeros((4, 2))
+np.add.at(DENSE, INDICES, ROWS)
+
+
+def sparse_torch(dtype=torch.float32):
+    return torch.sparse_coo_tensor([INDICES], torch.tensor(ROWS, dtype=dtype), (4, 2), check_invariants=True)
+
+
+def sparse_tensorflow(dtype=tf.float32):
+    return tf.IndexedSlices(tf.constant(ROWS, dtype), tf.constant(INDICES), tf.constant([4, 2]))
+
+
+SPARSE = {
+    "torch": (sparse_torch, lambda x: x.to_dense().detach().numpy(), lambda x: x.is_sparse),
+    "tensorflow": (
+        sparse_tensorflow,
+        lambda x: tf.convert_to_tensor(x).numpy(),
+        lambda x: isinstance(x, tf.IndexedSlices) and len(x.indices) == 2,
+    ),
+}
+SPARSE_CLIPS = {
+    "global norm": lambda g, w: gradclip.clip_by_global_norm(g, 1.0).grads,
+    "global norm, unclipped": lambda g, w: gradclip.clip_by_global_norm(g, 100.0).grads,
+    "global norm 1": lambda g, w: gradclip.clip_by_global_norm(g, 1.0, ord=1).grads,
+    "norm": lambda g, w: gradclip.clip_by_norm(g, 1.0),
+    "norm, rows": lambda g, w: gradclip.clip_by_norm(g, 1.0, axis=1),
+    "norm, columns": lambda g, w: gradclip.clip_by_norm(g, 1.0, axis=0),
+    "value": lambda g, w: gradclip.clip_by_value(g, 1.0),
+    "adaptive, rows": lambda g, w: gradclip.clip_adaptive(g, w, 0.2, unit_axis=0),
+    "adaptive, columns": lambda g, w: gradclip.clip_adaptive(g, w, 0.2, unit_axis=1),
+}
+
+
+@pytest.mark.parametrize("clip", SPARSE_CLIPS.values(), ids=SPARSE_CLIPS)
+@pytest.mark.parametrize("framework", SPARSE)
+def test_rule_10_sparse_gradients_give_what_dense_ones_would(framework, clip):
+    make, dense, stays_sparse = SPARSE[framework]
+    weights = np.arange(8.0).reshape(4, 2)
+    own_weights = torch.tensor(weights).float() if framework == "torch" else tf.constant(weights, tf.float32)
+    got = clip(make(), own_weights)
+    assert stays_sparse(got)
+    np.testing.assert_allclose(dense(got), clip(DENSE, weights), rtol=1e-6)
+    np.testing.assert_allclose(dense(make()), DENSE)  # the input is what it was
+
+
+@pytest.mark.parametrize("framework", SPARSE)
+def test_rule_10_the_norm_of_sparse_gradients(framework):
+    g = SPARSE[framework][0]()
+    other = torch.tensor([1.0]) if framework == "torch" else tf.constant([1.0])
+    assert float(gradclip.global_norm([g, other])) == pytest.approx(oracle.norm([DENSE, [1.0]]), rel=1e-6)
+    if framework == "tensorflow":  # whose own function takes the norm of the rows as they stand
+        assert float(tf.clip_by_global_norm([g], 1.0)[1]) == pytest.approx(oracle.norm([ROWS]), rel=1e-6)
+    with pytest.raises(ValueError, match="an interval without 0"):
+        gradclip.clip_by_value(g, (0.5, 1.0))
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_rule_10_indexed_slices_in_a_graph(jit_compile):
+    for clip in SPARSE_CLIPS.values():
+        weights = tf.reshape(tf.range(8.0), (4, 2))
+        graph = tf.function(
+            lambda v, i, w, clip=clip: tf.convert_to_tensor(clip(tf.IndexedSlices(v, i, tf.constant([4, 2])), w)),
+            jit_compile=jit_compile,
+            autograph=False,
+        )
+        got = graph(tf.constant(ROWS), tf.constant(INDICES), weights)
+        np.testing.assert_allclose(got, clip(DENSE, weights.numpy().astype(float)), rtol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta state")
+@pytest.mark.parametrize("coalesced", [False, True])
+def test_rule_10_sparse_torch_in_place(coalesced):
+    for in_place, functional in (
+        (gradclip.clip_by_global_norm_, lambda g, c: gradclip.clip_by_global_norm(g, c).grads),
+        (gradclip.clip_by_norm_, gradclip.clip_by_norm),
+        (gradclip.clip_by_value_, gradclip.clip_by_value),
+    ):
+        g = sparse_torch().coalesce() if coalesced else sparse_torch()
+        in_place(g, 1.0)
+        assert g.is_sparse
+        np.testing.assert_allclose(g.to_dense(), functional(DENSE, 1.0), rtol=1e-6)
+    with pytest.raises(ValueError, match="sparse along several axes"):
+        gradclip.clip_by_norm(torch.eye(3).to_sparse(), 1.0, axis=0)
+    with pytest.raises(TypeError, match=r"layout torch\.sparse_csr"):
+        gradclip.clip_by_norm(torch.eye(3).to_sparse_csr(), 1.0)
+
+
+def test_rule_10_an_embedding_trains():
+    embedding = torch.nn.Embedding(5, 3, sparse=True)
+    embedding(torch.tensor([1, 1, 4])).sum().backward()
+    norm = gradclip.clip_by_global_norm_([embedding.weight.grad], 1.0)
+    assert float(norm) == pytest.approx(math.sqrt(3 * 4 + 3))
+    torch.optim.SGD(embedding.parameters(), 0.1).step()
+
+
 # Rule 11: functional and in place ------------------------------------------------------------------------------------
 
 

@@ -13,6 +13,7 @@ CHUNK = 1 << 18  # smaller arrays are joined
 TINY = 2.0**-126  # the smallest normal float32
 INF = float("inf")
 NAN = float("nan")
+UNIT_AXIS = -1  # of a weight of shape (…, in, out)
 
 Array = Any  # jax.Array
 
@@ -49,6 +50,10 @@ def is_traced(arrays: Sequence[Array]) -> bool:
 
 def all_finite(x: Array) -> bool:
     return bool(jnp.isfinite(x).all())
+
+
+def is_sparse(x: Array) -> bool:
+    return False
 
 
 # The norm -------------------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ BLOCK = 1024  # elements whose squares are summed in their own precision; blocks
 CHUNK = 1 << 16  # elements handled at a time: they stay in the cache from one operation to the next
 TINY = 2.0**-126  # the smallest normal float32
 MAX = float(np.finfo(np.float64).max)
+UNIT_AXIS = -1  # of a weight of shape (…, in, out)
 
 Array = Any  # a NumPy array or scalar of one of the dtypes that rules.py takes
 
@@ -61,6 +62,10 @@ writing = contextlib.nullcontext  # the context in which rules.py writes in plac
 
 def all_finite(x: Array) -> bool:
     return bool(np.isfinite(x).all())
+
+
+def is_sparse(x: Array) -> bool:
+    return False
 
 
 # The norm -------------------------------------------------------------------------------------------------------------

@@ -13,8 +13,9 @@ TINY = 2.0**-126  # the smallest normal float32
 MAX = tf.float64.max
 INF = float("inf")
 NAN = float("nan")
+UNIT_AXIS = -1  # of a weight of shape (…, in, out)
 
-Array = Any  # tf.Tensor or tf.Variable
+Array = Any  # tf.Tensor, tf.Variable or tf.IndexedSlices
 
 
 class Norm(NamedTuple):
@@ -29,7 +30,7 @@ class Norm(NamedTuple):
 
 
 def is_array(x: object) -> bool:
-    return isinstance(x, (tf.Tensor, tf.Variable))
+    return isinstance(x, (tf.Tensor, tf.Variable, tf.IndexedSlices))
 
 
 def dtype_name(dtype: tf.DType) -> str:
@@ -50,6 +51,51 @@ def all_finite(x: Array) -> bool:
     return all(bool(tf.reduce_all(tf.math.is_finite(p))) for p in parts)
 
 
+# Sparse arrays --------------------------------------------------------------------------------------------------------
+
+
+def is_sparse(x: Array) -> bool:
+    return isinstance(x, tf.IndexedSlices)
+
+
+def sparse_axes(x: Array) -> int:
+    """How many axes the indices of x count."""
+    return 1
+
+
+def coalesce(x: Array) -> Array:
+    """The same array with every index once; under XLA, which has no arrays of unknown length, also some zeros at 0."""
+    if not _in_xla():
+        indices, place = tf.unique(x.indices)
+        n = tf.size(indices)
+    else:
+        order = tf.argsort(x.indices)
+        ranked = tf.gather(x.indices, order)
+        new = tf.concat([tf.zeros_like(ranked[:1], tf.bool), ranked[1:] != ranked[:-1]], 0)
+        place = tf.scatter_nd(order[:, tf.newaxis], tf.cumsum(tf.cast(new, tf.int32)), tf.shape(order))
+        n = tf.size(order)
+        indices = tf.maximum(tf.math.unsorted_segment_max(x.indices, place, n), 0)
+    return tf.IndexedSlices(tf.math.unsorted_segment_sum(x.values, place, n), indices, x.dense_shape)
+
+
+def sparse_values(x: Array) -> Array:
+    return x.values
+
+
+def with_values(x: Array, values: Array) -> Array:
+    return tf.IndexedSlices(values, x.indices, x.dense_shape)
+
+
+def rows_of(dense: Array, x: Array) -> Array:
+    """The rows of a dense array that x has values for."""
+    return tf.gather(dense, x.indices)
+
+
+def _in_xla() -> bool:
+    """Whether what is being traced will be compiled by XLA, which lacks some operations."""
+    return bool(control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph()))
+
+
 # The norm -------------------------------------------------------------------------------------------------------------
 
 
@@ -62,7 +108,7 @@ def measure(arrays: Sequence[Array], ord: float) -> Norm:
         parts = [p for a in arrays if _accumulator(a) == dtype for p in _parts(a)]
         norms += [tf.cast(n, tf.float64) for batch in _batches(parts, dtype) for n in _block_norms(batch)]
         # A square below the smallest normal number is lost. That must not be felt in the sum.
-        lost += smallest * tf.add_n([tf.zeros((), tf.float64), *(tf.size(p, tf.float64) for p in parts)])
+        lost += smallest * tf.add_n([tf.zeros((), tf.float64), *(tf.cast(tf.size(p), tf.float64) for p in parts)])
     norm = _two_norms(tf.concat(norms, 0)[tf.newaxis])[0]
     right = (norm < INF) & (norm >= tf.sqrt(lost) * 2**11)
     unscaled = (norm, tf.ones((), tf.float64))
@@ -122,10 +168,8 @@ def _block_norms(flat: Array) -> tuple[Array, Array]:
 @tf.custom_gradient  # type: ignore[untyped-decorator]
 def _two_norms(rows: Array) -> tuple[Array, Callable[[Array], Array]]:
     """The norm of each row. Its derivative at zero is 0, where that of a square root is NaN."""
-    if control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph()):
-        norms = tf.sqrt(tf.reduce_sum(tf.square(rows), 1))  # XLA fuses this, and lacks the other
-    else:
-        norms = tf.math.reduce_euclidean_norm(rows, 1)  # one read, and no array of squares
+    # XLA fuses the first, and lacks the second, which needs no array of squares.
+    norms = tf.sqrt(tf.reduce_sum(tf.square(rows), 1)) if _in_xla() else tf.math.reduce_euclidean_norm(rows, 1)
     return norms, lambda upstream: rows * tf.math.divide_no_nan(upstream, norms)[:, tf.newaxis]
 
 

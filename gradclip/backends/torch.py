@@ -12,6 +12,7 @@ BLOCK = 512  # elements whose squares are summed in their own precision; blocks 
 CHUNK = 1 << 18  # elements handled at a time
 TINY = 2.0**-126  # the smallest normal float32
 MAX = torch.finfo(torch.float64).max
+UNIT_AXIS = 0  # of a weight of shape (out, in, …)
 
 Array = Any  # torch.Tensor
 
@@ -52,7 +53,7 @@ def why_not_writable(x: Array) -> str | None:
         return "is a parameter: clipping it would change the weights; pass its .grad"
     if x.is_inference() and not torch.is_inference_mode_enabled():
         return "was made in inference mode, and is read-only outside of it"
-    if any(stride == 0 and n > 1 for stride, n in zip(x.stride(), x.shape, strict=True)):
+    if x.layout is torch.strided and any(stride == 0 and n > 1 for stride, n in zip(x.stride(), x.shape, strict=True)):
         return "is expanded: several of its elements share one place in memory"
     return None
 
@@ -72,6 +73,43 @@ def _on_host(arrays: Sequence[Any]) -> bool:
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
 
 writing = torch.no_grad  # the context in which rules.py writes in place
+
+
+# Sparse arrays --------------------------------------------------------------------------------------------------------
+
+
+def is_sparse(x: Array) -> bool:
+    if x.layout not in (torch.strided, torch.sparse_coo):
+        raise TypeError(f"an array has the layout {x.layout}; gradclip takes torch.strided and torch.sparse_coo")
+    return x.layout is torch.sparse_coo
+
+
+def sparse_axes(x: Array) -> int:
+    """How many axes the indices of x count."""
+    return int(x.sparse_dim())
+
+
+def coalesce(x: Array) -> Array:
+    """The same array with every index once."""
+    return x.coalesce()
+
+
+def sparse_values(x: Array) -> Array:
+    return x.values()
+
+
+def with_values(x: Array, values: Array) -> Array:
+    return torch.sparse_coo_tensor(x.indices(), values, x.shape, check_invariants=False, is_coalesced=True)
+
+
+def write_back(x: Array, coalesced: Array) -> None:
+    if coalesced is not x:
+        x.copy_(coalesced)
+
+
+def rows_of(dense: Array, x: Array) -> Array:
+    """The rows of a dense array that x has values for."""
+    return dense[x.indices()[0]]
 
 
 # The norm -------------------------------------------------------------------------------------------------------------
