@@ -1,6 +1,7 @@
 """Every contract test runs once per framework."""
 
 import pytest
+import torch
 from systems import SYSTEMS
 
 
@@ -13,3 +14,10 @@ def system(request):
 @pytest.fixture(params=[s for s in SYSTEMS if s.in_place], ids=lambda system: system.name)
 def in_place_system(request):
     return request.param
+
+
+def pytest_collection_modifyitems(config, items):
+    """Leaves out what needs a GPU where there is none."""
+    if not torch.cuda.is_available():
+        config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("gpu")])
+        items[:] = [item for item in items if not item.get_closest_marker("gpu")]

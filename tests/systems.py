@@ -74,5 +74,5 @@ def dtype_name(x):
 def bits(x):
     """The bytes of an array, to tell whether it is what it was."""
     if isinstance(x, torch.Tensor):
-        x = x.detach().contiguous().view(torch.uint8) if x.ndim else x.detach().reshape(1).view(torch.uint8)
-    return np.asarray(x).tobytes()
+        return b"" if x.numel() == 0 else x.detach().reshape(-1).clone().view(torch.uint8).numpy().tobytes()
+    return np.asarray(x.numpy() if isinstance(x, tf.Tensor) else x).tobytes()
