@@ -16,7 +16,7 @@ portable := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1 VECLIB_MA
   ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=AVX2 OPENBLAS_CORETYPE=HASWELL \
   NPY_DISABLE_CPU_FEATURES="X86_V4 AVX512_ICL AVX512_SPR" XLA_FLAGS=--xla_cpu_max_isa=AVX2
 
-.PHONY: help book test test-portable test-lowest notebooks lab bench constraints clean
+.PHONY: help book test test-portable test-lowest notebooks lab bench constraints mutants clean
 .DEFAULT_GOAL := help
 
 help: ## List these commands
@@ -55,6 +55,9 @@ constraints: ## Pin the newest versions that go together, in constraints.txt
 	@{ grep '^#' constraints.txt; .venv-fresh/bin/python -m pip freeze --all --exclude pip --exclude-editable \
 	  | sed 's/+.*//' | tr A-Z_ a-z- | LC_ALL=C sort; } > .venv-fresh.txt
 	@mv .venv-fresh.txt constraints.txt
+
+mutants: $(stamp) ## List the ways of breaking the core that no test notices (about half an hour)
+	@$(python) tools/mutants.py
 
 clean: ## Remove the environment and everything built
 	rm -rf .venv .venv-* _build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
