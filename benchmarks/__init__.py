@@ -1,0 +1,1 @@
+"""What gradclip costs, measured beside what each framework's users call today: ``python -m benchmarks cpu``."""

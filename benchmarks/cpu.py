@@ -1,0 +1,142 @@
+"""``python -m benchmarks cpu``: gradclip beside each framework's own function, on this machine's CPU."""
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from .frameworks import FRAMEWORKS
+from .record import held_against, machine, table
+from .shapes import SETS, SHAPES, elements
+from .timing import Row, compare
+
+ROOT = Path(__file__).parent.parent
+GPT2, LSTM = SETS[:2]
+
+# How many times as fast as the framework's own function gradclip has to be, on each of these sets.
+SPEED = [
+    ("numpy", "unclipped", SETS, 3.0),
+    ("numpy", "clipped", SETS, 2.0),
+    ("torch", "unclipped", (GPT2,), 2.5),
+    ("torch", "unclipped", (LSTM,), 2.0),
+    ("torch", "unclipped", SETS, 1.0),
+    ("torch", "clipped", (GPT2,), 1.4),
+    ("torch", "clipped", SETS, 1.0),
+    ("tensorflow", "unclipped", SETS, 2.5),
+    ("tensorflow", "clipped", SETS, 1.0),
+    ("jax", "unclipped", SETS, 1.0),
+    ("jax", "clipped", SETS, 1.0),
+]
+IMPORT = 1.3  # times as long as NumPy's
+MEMORY = 32.0  # MB beside the gradients, and beside the result of a functional form
+ACCURACY = 1e-6  # rule 3 of the contract
+
+
+def installed() -> list[str]:
+    return [name for name, framework in FRAMEWORKS.items() if all(map(find_spec, framework.needs))]
+
+
+def run(frameworks: Sequence[str], sets: Sequence[str], rounds: int) -> dict[str, Any]:
+    """The whole record."""
+    tables: dict[str, list[Row]] = defaultdict(list)
+    about = machine()
+    tasks = [("speed", framework, name) for framework in frameworks for name in sets]
+    if sys.platform == "linux":  # where a process can tell its own peak
+        tasks += [("memory", framework, max(sets, key=elements)) for framework in frameworks]
+    steps = {"speed": 5, "memory": 1}  # lines that benchmarks.measure writes
+    with tqdm(total=1 + sum(steps[task] for task, *_ in tasks), leave=False, disable=None) as progress:
+        progress.set_postfix_str("import")
+        imports = {module: partial(import_seconds, module) for module in ("gradclip", "numpy")}
+        tables["import"] = compare(imports, rounds, timer=lambda call: call())
+        progress.update()
+        for task in tasks:
+            progress.set_postfix_str(" ".join(task))
+            for name, rows in measure(*task, str(rounds)):
+                tables[name] += rows
+                progress.update()
+    return {
+        "machine": about,
+        "own": {name: FRAMEWORKS[name].own_name for name in frameworks},
+        "sets": [{"set": name, "arrays": len(SHAPES[name]), "elements": elements(name)} for name in sets],
+        **tables,
+        "bars": bars(tables),
+    }
+
+
+def measure(*arguments: str) -> Iterator[tuple[str, list[Row]]]:
+    """What benchmarks.measure writes, as it comes."""
+    command = [sys.executable, "-m", "benchmarks.measure", *arguments]
+    with tempfile.TemporaryFile("w+") as errors:  # TensorFlow writes there when all is well, too
+        with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=errors, text=True) as process:
+            assert process.stdout
+            yield from map(json.loads, process.stdout)
+        if process.returncode:
+            errors.seek(0)
+            raise RuntimeError(f"{' '.join(command[1:])} failed:\n{errors.read()}")
+
+
+def import_seconds(module: str) -> float:
+    code = f"from time import perf_counter as now; start = now(); import {module}; print(now() - start)"
+    return float(subprocess.check_output([sys.executable, "-c", code], cwd=ROOT))
+
+
+def bars(tables: dict[str, list[Row]]) -> list[Row]:
+    """Each bar that this run can tell something about, with the worst value and whether that meets it."""
+    times = {(r["framework"], r["case"], r["set"], r["who"]): r["median"] for r in tables["seconds"]}
+    imports = {r["who"]: r["median"] for r in tables["import"]}
+    ours = {name: [r for r in tables[name] if r["who"] == "gradclip"] for name in ("memory", "accuracy")}
+    held: list[Row] = []
+    for framework, case, sets, bar in SPEED:
+        where = "each set" if sets == SETS else sets[0]
+        ratios = {
+            name: times[framework, case, name, "own"] / times[framework, case, name, "gradclip"]
+            for name in sets
+            if (framework, case, name, "own") in times
+        }
+        held += held_against(f"{framework} {case}, {where}: times as fast", ratios, at_least=bar)
+    held += held_against("import: times NumPy's", {"": imports["gradclip"] / imports["numpy"]}, at_most=IMPORT)
+    for form, label in (("in place", "MB in place"), ("functional", "MB beside the result")):
+        megabytes = {r["framework"]: r["bytes"] / 1e6 for r in ours["memory"] if r["form"] == form}
+        held += held_against(f"extra memory: {label}", megabytes, at_most=MEMORY)
+    errors = {f"{r['framework']} {r['set']}": r["relative_error"] for r in ours["accuracy"]}
+    return held + held_against("norm: relative error", errors, at_most=ACCURACY)
+
+
+def show(record: dict[str, Any]) -> str:
+    """Every time, as median and quartiles, then every bar."""
+    times = {(r["framework"], r["set"], r["case"], r["who"]): r for r in record["seconds"]}
+    firsts = {(r["framework"], r["set"], r["who"]): f"{r['seconds']:.2f}" for r in record["first_call"]}
+    lines = []
+    for framework, name, case in dict.fromkeys(key[:3] for key in times if key[2] != "floor"):
+        ours, own = times[framework, name, case, "gradclip"], times[framework, name, case, "own"]
+        # All must be read once, and to clip it, read again and written.
+        floor = times[framework, name, "floor", "read"]["median"]
+        if case == "clipped":
+            floor += times[framework, name, "floor", "read and write"]["median"]
+        ratio = f"{own['median'] / ours['median']:.2f}×"
+        first = [firsts[framework, name, who] if case == "unclipped" else "" for who in ("gradclip", "own")]
+        lines.append([framework, name, case, spread(ours), spread(own), ratio, f"{floor * 1e3:.4g}", *first])
+    header = ["", "set", "case", "gradclip, ms", "own, ms", "faster", "floor, ms", "first call, s", "own, s"]
+    own_names = "\n".join(f"own, {framework}: {name}" for framework, name in record["own"].items())
+    verdicts = [
+        [bar["bar"], f"{bar['value']:.3g}", limit(bar), "met" if bar["met"] else "MISSED", bar["on"]]
+        for bar in record["bars"]
+    ]
+    return "\n\n".join([table(header, lines), own_names, table(["bar", "worst", "", "", "on"], verdicts)])
+
+
+def spread(row: Row) -> str:
+    median, q1, q3 = (f"{row[key] * 1e3:.4g}" for key in ("median", "q1", "q3"))
+    return f"{median} ({q1} – {q3})"
+
+
+def limit(bar: Row) -> str:
+    return f"≥ {bar['at_least']:g}" if "at_least" in bar else f"≤ {bar['at_most']:g}"

@@ -1,0 +1,107 @@
+"""The harness measures what it says, and says of a missed bar that it is missed. How fast anything is, no test asks."""
+
+import json
+from collections import defaultdict
+
+import numpy as np
+import pytest
+
+from benchmarks import cpu
+from benchmarks.frameworks import FRAMEWORKS
+from benchmarks.measure import gradients
+from benchmarks.record import held_against, write
+from benchmarks.shapes import SETS, SHAPES, elements
+from benchmarks.timing import compare
+
+
+def test_the_sets_are_those_that_the_bars_are_set_on():
+    counts = {name: (len(SHAPES[name]), elements(name)) for name in SETS}
+    assert counts == {
+        "gpt2-small": (148, 124_439_808),
+        "lstm": (11, 19_780_400),
+        "1000x64x64": (1000, 4_096_000),
+        "2000x512": (2000, 1_024_000),
+    }
+
+
+@pytest.mark.parametrize("name", FRAMEWORKS)
+def test_both_sides_do_the_same_work(name):
+    arrays = gradients("tiny")
+    exact = np.linalg.norm(np.concatenate([a.ravel() for a in arrays]).astype(np.float64))
+    contest = FRAMEWORKS[name](arrays)
+    assert [float(norm) for norm in contest.norms()] == pytest.approx([exact, exact], rel=1e-6)
+    for norm, clip in ((20.0, contest.gradclip), (10.0, contest.own)):
+        result = clip(norm)
+        if contest.in_place:
+            assert [float(n) for n in contest.norms()] == pytest.approx([norm, norm], rel=1e-6)
+        else:
+            grads = result[0] if isinstance(result, tuple) else result  # optax loses the norm
+            clipped = FRAMEWORKS[name]([np.asarray(g) for g in grads])
+            assert [float(n) for n in clipped.norms()] == pytest.approx([norm, norm], rel=1e-6)
+    contest.functional(1.0)
+    contest.read()
+    contest.write()
+
+
+def test_calls_take_turns_and_the_order_alternates():
+    called = []
+    rows = compare({"a": lambda: called.append("a"), "b": lambda: called.append("b")}, rounds=9)
+    assert "".join(called).startswith("abbaabba")
+    assert [row["who"] for row in rows] == ["a", "b"]
+    assert all(row["rounds"] >= 9 and 0 < row["q1"] <= row["median"] <= row["q3"] for row in rows)
+
+
+def test_a_bar_is_held_against_the_worst_value():
+    values = {"small": 1.9, "large": 3.0}
+    assert held_against("faster", values, at_least=2.0) == [
+        {"bar": "faster", "at_least": 2.0, "value": 1.9, "on": "small", "met": False}
+    ]
+    assert held_against("memory", values, at_most=3.0) == [
+        {"bar": "memory", "at_most": 3.0, "value": 3.0, "on": "large", "met": True}
+    ]
+    assert held_against("faster", {}, at_least=2.0) == []
+
+
+def times(own, **slower):
+    """Tables in which gradclip takes a second everywhere, and the frameworks' own functions ``own`` seconds."""
+    tables = defaultdict(list)
+    tables["import"] = [{"who": "gradclip", "median": 1.0}, {"who": "numpy", "median": 1.0}]
+    for framework in FRAMEWORKS:
+        for case in ("unclipped", "clipped"):
+            for name in SETS:
+                about = {"framework": framework, "case": case, "set": name}
+                seconds = slower.get(framework, own) if name == "lstm" else own
+                tables["seconds"] += [{**about, "who": "gradclip", "median": 1.0}]
+                tables["seconds"] += [{**about, "who": "own", "median": seconds}]
+    return tables
+
+
+def test_a_missed_bar_is_said_to_be_missed():
+    assert all(bar["met"] for bar in cpu.bars(times(own=3.0)))
+    missed = {bar["bar"]: bar["on"] for bar in cpu.bars(times(own=3.0, torch=1.5)) if not bar["met"]}
+    assert missed == {"torch unclipped, lstm: times as fast": "lstm"}
+    missed = [bar["bar"] for bar in cpu.bars(times(own=3.0, jax=0.99)) if not bar["met"]]
+    assert missed == ["jax unclipped, each set: times as fast", "jax clipped, each set: times as fast"]
+
+
+def test_a_run_is_recorded_and_shown(tmp_path):
+    record = cpu.run(["numpy"], ["tiny"], rounds=1)
+    path = write(record, tmp_path)
+    read = json.loads(path.read_text())
+    assert path.name.endswith(".json")
+    assert path.stem == path.stem.lower()
+    assert {"machine", "own", "sets", "import", "first_call", "accuracy", "seconds", "bars"} <= read.keys()
+    assert {"system", "architecture", "cpu", "cores", "load", "date", "python", "versions"} == read["machine"].keys()
+    assert {"gradclip", "numpy"} <= read["machine"]["versions"].keys()
+    assert {(row["case"], row["who"]) for row in read["seconds"]} == {
+        ("unclipped", "gradclip"),
+        ("unclipped", "own"),
+        ("clipped", "gradclip"),
+        ("clipped", "own"),
+        ("floor", "read"),
+        ("floor", "read and write"),
+    }
+    shown = cpu.show(read)
+    assert "tiny" in shown
+    assert all(bar["bar"] in shown for bar in read["bars"])
+    assert ("MISSED" in shown) == any(not bar["met"] for bar in read["bars"])
