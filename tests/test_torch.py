@@ -114,6 +114,7 @@ def test_a_lone_tensor_is_a_list_of_one(clip):
 
 def test_a_lone_tensor_has_a_norm_and_is_clipped_with_one():
     assert ours.get_total_norm(torch.tensor([3.0, 4.0])) == 5.0
+    assert ours.get_total_norm(torch.tensor(-3.0), "inf") == 3.0
     (p,) = parameters([3.0, 4.0])
     ours.clip_grads_with_norm_(p, 1.0, torch.tensor(10.0))
     torch.testing.assert_close(p.grad, torch.tensor([0.3, 0.4]))
@@ -285,6 +286,7 @@ def test_where_one_element_is_not_finite(bad, norm_type):
                 ours.clip_grad_norm_(p, 1.0, norm_type, error_if_nonfinite=True)
             for q, was in zip(p[1:], grads, strict=True):
                 torch.testing.assert_close(q.grad, was, rtol=0, atol=0, equal_nan=True)
+            assert not ours.get_total_norm(grads, norm_type).isfinite()
             with pytest.raises(RuntimeError, match=rf"not finite: tensors\[{where}\]$"):
                 ours.get_total_norm(grads, norm_type, error_if_nonfinite=True)
 
@@ -311,14 +313,14 @@ def train(utils, steps=30):
     network = torch.nn.RNN(2, 16, batch_first=True)
     head = torch.nn.Linear(16, 1)
     weights = [*network.parameters(), *head.parameters()]
-    optimizer = torch.optim.SGD(weights, lr=0.1, momentum=0.9)
+    optimizer = torch.optim.SGD(weights, lr=0.05)
     losses, norms = [], []
     for _ in range(steps):
         x = torch.rand(16, 10, 2)
         loss = (head(network(x)[0][:, -1]) - x.prod(2).sum(1, keepdim=True)).square().mean()
         optimizer.zero_grad()
         loss.backward()
-        norms.append(utils.clip_grad_norm_(weights, 0.5).item())
+        norms.append(utils.clip_grad_norm_(weights, 2.0).item())
         optimizer.step()
         losses.append(loss.item())
     return losses, norms
@@ -327,11 +329,12 @@ def train(utils, steps=30):
 def test_a_training_loop_goes_the_same_way():
     losses, norms = train(ours)
     other_losses, other_norms = train(theirs)
-    assert sum(n > 0.5 for n in norms) >= 5
+    clipped = sum(n > 2 for n in norms)
+    assert 5 <= clipped <= len(norms) - 5
     assert losses[-1] < losses[0] / 2
-    # Where a step is clipped, PyTorch's is shorter by 1e-6/n. That is all there is between them, here at most 2e-6.
-    assert losses == pytest.approx(other_losses, rel=2e-5)
-    assert norms == pytest.approx(other_norms, rel=2e-4)
+    # Where a step is clipped, PyTorch's is shorter by 1e-6/n, here at most 5e-7. That is all there is between them.
+    assert losses == pytest.approx(other_losses, rel=5e-6)
+    assert norms == pytest.approx(other_norms, rel=2e-5)
 
 
 def test_the_epsilon_is_what_the_two_differ_by():
