@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from functools import partial
 from importlib.util import find_spec
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -48,20 +49,22 @@ def run(frameworks: Sequence[str], sets: Sequence[str], rounds: int) -> dict[str
     """The whole record."""
     tables: dict[str, list[Row]] = defaultdict(list)
     about = machine()
-    tasks = [("speed", framework, name) for framework in frameworks for name in sets]
+    tasks = [("speed", framework, name, str(rounds)) for framework in frameworks for name in sets]
     if sys.platform == "linux":  # where a process can tell its own peak
-        tasks += [("memory", framework, max(sets, key=elements)) for framework in frameworks]
-    steps = {"speed": 5, "memory": 1}  # lines that benchmarks.measure writes
-    with tqdm(total=1 + sum(steps[task] for task, *_ in tasks), leave=False, disable=None) as progress:
+        largest = max(sets, key=elements)
+        for framework in frameworks:
+            forms = ("gradclip", "functional") if FRAMEWORKS[framework].in_place else ("gradclip",)
+            tasks += [("memory", framework, largest, who) for who in (*forms, "own")]
+    with tqdm(total=1 + len(tasks), leave=False, disable=None) as progress:
         progress.set_postfix_str("import")
         imports = {module: partial(import_seconds, module) for module in ("gradclip", "numpy")}
         tables["import"] = compare(imports, rounds, timer=lambda call: call())
         progress.update()
         for task in tasks:
-            progress.set_postfix_str(" ".join(task))
-            for name, rows in measure(*task, str(rounds)):
+            progress.set_postfix_str(" ".join(task[:3]))
+            for name, rows in measure(*task):
                 tables[name] += rows
-                progress.update()
+            progress.update()
     return {
         "machine": about,
         "own": {name: FRAMEWORKS[name].own_name for name in frameworks},
@@ -92,7 +95,6 @@ def bars(tables: dict[str, list[Row]]) -> list[Row]:
     """Each bar that this run can tell something about, with the worst value and whether that meets it."""
     times = {(r["framework"], r["case"], r["set"], r["who"]): r["median"] for r in tables["seconds"]}
     imports = {r["who"]: r["median"] for r in tables["import"]}
-    ours = {name: [r for r in tables[name] if r["who"] == "gradclip"] for name in ("memory", "accuracy")}
     held: list[Row] = []
     for framework, case, sets, bar in SPEED:
         where = "each set" if sets == SETS else sets[0]
@@ -103,10 +105,12 @@ def bars(tables: dict[str, list[Row]]) -> list[Row]:
         }
         held += held_against(f"{framework} {case}, {where}: times as fast", ratios, at_least=bar)
     held += held_against("import: times NumPy's", {"": imports["gradclip"] / imports["numpy"]}, at_most=IMPORT)
-    for form, label in (("in place", "MB in place"), ("functional", "MB beside the result")):
-        megabytes = {r["framework"]: r["bytes"] / 1e6 for r in ours["memory"] if r["form"] == form}
+    ours = [row for row in tables["memory"] if row["who"] != "own"]
+    for in_place, label in ((True, "MB in place"), (False, "MB beside the result")):
+        megabytes = {row["framework"]: row["bytes"] / 1e6 for row in ours if row["in_place"] == in_place}
         held += held_against(f"extra memory: {label}", megabytes, at_most=MEMORY)
-    errors = {f"{r['framework']} {r['set']}": r["relative_error"] for r in ours["accuracy"]}
+    ours = [row for row in tables["accuracy"] if row["who"] == "gradclip"]
+    errors = {f"{row['framework']} {row['set']}": row["relative_error"] for row in ours}
     return held + held_against("norm: relative error", errors, at_most=ACCURACY)
 
 
@@ -114,13 +118,16 @@ def show(record: dict[str, Any]) -> str:
     """Every time, as median and quartiles, then every bar."""
     times = {(r["framework"], r["set"], r["case"], r["who"]): r for r in record["seconds"]}
     firsts = {(r["framework"], r["set"], r["who"]): f"{r['seconds']:.2f}" for r in record["first_call"]}
+    # The fastest of any framework: memory is as fast for all of them.
+    floors = {
+        (r["set"], r["who"]): r["median"] for r in sorted(record["floor"], key=itemgetter("median"), reverse=True)
+    }
     lines = []
-    for framework, name, case in dict.fromkeys(key[:3] for key in times if key[2] != "floor"):
+    for framework, name, case in dict.fromkeys(key[:3] for key in times):
         ours, own = times[framework, name, case, "gradclip"], times[framework, name, case, "own"]
-        # All must be read once, and to clip it, read again and written.
-        floor = times[framework, name, "floor", "read"]["median"]
-        if case == "clipped":
-            floor += times[framework, name, "floor", "read and write"]["median"]
+        # All must be read once and, to be clipped, read again and written.
+        passes = ("read",) if case == "unclipped" else ("read", "read and write")
+        floor = sum(floors.get((name, its), 0.0) for its in passes)
         ratio = f"{own['median'] / ours['median']:.2f}×"
         first = [firsts[framework, name, who] if case == "unclipped" else "" for who in ("gradclip", "own")]
         lines.append([framework, name, case, spread(ours), spread(own), ratio, f"{floor * 1e3:.4g}", *first])

@@ -1,7 +1,8 @@
-"""One class per framework: gradclip, what its users call today, and the floors, each on the same gradients.
+"""One class per framework: gradclip and what its users call today, on the same gradients.
 
-``gradclip`` and ``own`` clip to a threshold, ``norms`` tells what each measures. ``read`` and ``write`` pass over the
-first array once: what no function that must see, or change, every element can undercut.
+``gradclip`` and ``own`` clip to a threshold, ``norms`` tells what each measures, and ``compile`` does ahead of a call
+what only the first one needs. Where writing in place is possible, ``read`` and ``write`` pass over the first array
+once: the floor under every function that must see, or change, each element.
 """
 
 from collections.abc import Sequence
@@ -37,6 +38,9 @@ class NumPy:
     def norms(self) -> tuple[Any, Any]:
         return self.gradclip(np.inf), self.own(np.inf)
 
+    def compile(self) -> None:
+        pass
+
     def read(self) -> Any:
         return np.dot(self.grads[0], self.grads[0])
 
@@ -70,6 +74,9 @@ class PyTorch:
     def norms(self) -> tuple[Any, Any]:
         return self.gradclip(np.inf), self.own(np.inf)
 
+    def compile(self) -> None:
+        pass
+
     def read(self) -> Any:
         return self.params[0].grad.sum()
 
@@ -86,15 +93,13 @@ class TensorFlow:
         import tensorflow as tf
 
         grads = [tf.constant(a) for a in arrays]
-        # Captured, for in training they are made inside the function: handing 2000 arguments to a tf.function takes
-        # Python longer than the clip. All gradients are returned, so that nothing is pruned.
+        # Captured, for in training they are made inside the function: to hand over 2000 arguments takes Python longer
+        # than the clip. All are returned, so that nothing is pruned.
         gradclips = tf.function(lambda c: gradclip.clip_by_global_norm(grads, c))
         own = tf.function(lambda c: tf.clip_by_global_norm(grads, c))
-        write = tf.function(lambda factor: grads[0] * factor)
         self.gradclip = self.functional = lambda c: gradclips(tf.constant(c))
         self.own = lambda c: own(tf.constant(c))
-        self.read = tf.function(lambda: tf.reduce_sum(grads[0]))
-        self.write = lambda: write(tf.constant(1.0))
+        self.compile = lambda: [f.get_concrete_function(tf.constant(1.0)) for f in (gradclips, own)]
 
     def norms(self) -> tuple[Any, Any]:
         return self.gradclip(1.0).norm, self.own(1.0)[1]
@@ -113,12 +118,10 @@ class JAX:
         wait = jax.block_until_ready
         gradclips = jax.jit(gradclip.clip_by_global_norm)
         own = jax.jit(lambda g, c: optax.clip_by_global_norm(c).update(g, optax.EmptyState())[0])
-        read, write = jax.jit(jax.numpy.sum), jax.jit(jax.numpy.multiply)
         self.gradclip = self.functional = lambda c: wait(gradclips(grads, c))
         self.own = lambda c: wait(own(grads, c))
         self.norms = lambda: (self.gradclip(1.0).norm, jax.jit(optax.tree.norm)(grads))
-        self.read = lambda: wait(read(grads[0]))
-        self.write = lambda: wait(write(grads[0], 1.0))
+        self.compile = lambda: [f.lower(grads, 1.0).compile() for f in (gradclips, own)]
 
 
 FRAMEWORKS: dict[str, Any] = {"numpy": NumPy, "torch": PyTorch, "tensorflow": TensorFlow, "jax": JAX}

@@ -1,6 +1,7 @@
 """Measures one framework on one set of shapes, in a process whose threads and memory no other framework shares.
 
-Usage: python -m benchmarks.measure {speed,memory} FRAMEWORK SET ROUNDS
+Usage: python -m benchmarks.measure speed FRAMEWORK SET ROUNDS
+       python -m benchmarks.measure memory FRAMEWORK SET {gradclip,functional,own}
 
 Each step ends in one line on standard output: the table of the record that it belongs to, and its rows.
 """
@@ -40,27 +41,20 @@ def speed(framework: str, name: str, rounds: int) -> None:
     for case, c in (("unclipped", repeat(2 * norm)), ("clipped", shrinking)):
         calls = {who: lambda clip=clip, c=c: clip(next(c)) for who, clip in clips.items()}
         emit("seconds", [{**about, "case": case, **row} for row in compare(calls, rounds)])
-    del arrays, contest, clips, calls
-    floor = FRAMEWORKS[framework]([np.ones(elements(name), np.float32)])
-    rows = compare({"read": floor.read, "read and write": floor.write}, rounds)
-    emit("seconds", [{**about, "case": "floor", **row} for row in rows])
-
-
-def memory(framework: str, name: str, rounds: int) -> None:
-    """How far clipping raises the peak above what is resident before it, its result taken off."""
-    contest = FRAMEWORKS[framework](gradients(name))
-    form = "in place" if contest.in_place else "functional"
-    calls = [("gradclip", form, contest.gradclip), ("own", form, contest.own)]
     if contest.in_place:
-        calls.append(("gradclip", "functional", contest.functional))
-    smaller = accumulate(repeat(0.5), mul, initial=1.0)  # every call has to clip
-    rows = []
-    for who, form, clip in calls:
-        clip(next(smaller))  # what is compiled or kept once is no cost of a call
-        result = 4 * elements(name) if form == "functional" else 0
-        extra = peak_above_resident(partial(clip, next(smaller))) - result
-        rows.append({"framework": framework, "set": name, "who": who, "form": form, "bytes": extra})
-    emit("memory", rows)
+        del arrays, contest, clips, calls
+        floor = FRAMEWORKS[framework]([np.ones(elements(name), np.float32)])
+        rows = compare({"read": floor.read, "read and write": floor.write}, rounds)
+        emit("floor", [{**about, **row} for row in rows])
+
+
+def memory(framework: str, name: str, who: str) -> None:
+    """How far a clip raises the peak above what is resident before it, its result taken off."""
+    contest = FRAMEWORKS[framework](gradients(name))
+    contest.compile()
+    in_place = contest.in_place and who != "functional"
+    extra = peak_above_resident(partial(getattr(contest, who), 1.0)) - (0 if in_place else 4 * elements(name))
+    emit("memory", [{"framework": framework, "set": name, "who": who, "in_place": in_place, "bytes": extra}])
 
 
 def gradients(name: str) -> list[np.ndarray]:
@@ -69,7 +63,10 @@ def gradients(name: str) -> list[np.ndarray]:
 
 
 def peak_above_resident(call: Call) -> int:
-    """In bytes. Linux alone lets a process lower its peak to what is resident now."""
+    """In bytes, for a first call: TensorFlow keeps what it has freed, and a second one would seem to cost nothing.
+
+    Linux alone lets a process lower its peak to what is resident now.
+    """
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)  # memory that malloc kept would be used again, and not be seen
     Path("/proc/self/clear_refs").write_text("5")
@@ -89,5 +86,8 @@ def emit(table: str, rows: list[Row]) -> None:
 
 
 if __name__ == "__main__":
-    task, framework, name, rounds = sys.argv[1:]
-    {"speed": speed, "memory": memory}[task](framework, name, int(rounds))
+    task, framework, name, last = sys.argv[1:]
+    if task == "speed":
+        speed(framework, name, int(last))
+    else:
+        memory(framework, name, last)

@@ -38,9 +38,8 @@ def test_both_sides_do_the_same_work(name):
             grads = result[0] if isinstance(result, tuple) else result  # optax loses the norm
             clipped = FRAMEWORKS[name]([np.asarray(g) for g in grads])
             assert [float(n) for n in clipped.norms()] == pytest.approx([norm, norm], rel=1e-6)
+    contest.compile()
     contest.functional(1.0)
-    contest.read()
-    contest.write()
 
 
 def test_calls_take_turns_and_the_order_alternates():
@@ -90,7 +89,7 @@ def test_a_run_is_recorded_and_shown(tmp_path):
     read = json.loads(path.read_text())
     assert path.name.endswith(".json")
     assert path.stem == path.stem.lower()
-    assert {"machine", "own", "sets", "import", "first_call", "accuracy", "seconds", "bars"} <= read.keys()
+    assert {"machine", "own", "sets", "import", "first_call", "accuracy", "seconds", "floor", "bars"} <= read.keys()
     assert {"system", "architecture", "cpu", "cores", "load", "date", "python", "versions"} == read["machine"].keys()
     assert {"gradclip", "numpy"} <= read["machine"]["versions"].keys()
     assert {(row["case"], row["who"]) for row in read["seconds"]} == {
@@ -98,9 +97,8 @@ def test_a_run_is_recorded_and_shown(tmp_path):
         ("unclipped", "own"),
         ("clipped", "gradclip"),
         ("clipped", "own"),
-        ("floor", "read"),
-        ("floor", "read and write"),
     }
+    assert {row["who"] for row in read["floor"]} == {"read", "read and write"}
     shown = cpu.show(read)
     assert "tiny" in shown
     assert all(bar["bar"] in shown for bar in read["bars"])
