@@ -33,7 +33,7 @@ ANSWERS = {
     "PyTorch": [by_pytorch],
     "TensorFlow": [lambda: tf.clip_by_global_norm([tf.constant(HUGE)], 1.0)[0][0]],
     "JAX, with optax": [by_optax],
-    "gradclip, on arrays of all four": [
+    "gradclip, on NumPy, PyTorch, TensorFlow and JAX arrays": [
         lambda to=to: gradclip.clip_by_global_norm(to(HUGE), max_norm=1.0).grads
         for to in (np.array, torch.tensor, tf.constant, jnp.asarray)
     ],
