@@ -390,24 +390,26 @@ class _Tree:
 
     def __init__(self, tree: Tree, *, taken: tuple[str, ...] = TAKEN, in_place_of: str = "") -> None:
         self.arrays: list[Any] = []
-        self.paths: list[Any] = []
-        self.outline: list[Any] = []  # the paths of all leaves, None among them
-        self.structure = _map(self._take, tree, ())
-        self.backend = _backend_of_all(self.arrays, self.paths, taken)
+        self.structure = _map(self._take, tree)
+        self.backend = _backend_of_all(self.arrays, self.structure, taken)
+        self.places: Sequence[int] = range(len(self.arrays))  # of the arrays, among those of the structure
         if in_place_of:
-            _check_writable(self.arrays, self.paths, self.backend, in_place_of)
-            once = {id(a): (a, path) for a, path in zip(self.arrays, self.paths, strict=True)}
-            self.arrays, self.paths = [a for a, _ in once.values()], [path for _, path in once.values()]
+            _check_writable(self, in_place_of)
+            if len({id(a) for a in self.arrays}) < len(self.arrays):  # an array listed twice is one array
+                self.places = list({id(a): i for i, a in enumerate(self.arrays)}.values())
+                self.arrays = [self.arrays[i] for i in self.places]
         self.sparse = {i: (a, self.backend.coalesce(a)) for i, a in enumerate(self.arrays) if self.backend.is_sparse(a)}
         for i, (_, coalesced) in self.sparse.items():
             self.arrays[i] = self.backend.sparse_values(coalesced)
 
-    def _take(self, leaf: Any, path: Any) -> Any:
-        self.outline.append(path)
+    def _take(self, leaf: Any) -> Any:
         if leaf is not None:
             self.arrays.append(leaf)
-            self.paths.append(path)
         return leaf
+
+    def name(self, i: int) -> str:
+        """How the caller would write the array i."""
+        return _name(self.structure, self.places[i])
 
     def rebuild(self, arrays: Sequence[Any]) -> Tree:
         """The tree with new arrays in the place of its own."""
@@ -415,7 +417,7 @@ class _Tree:
         for i, (_, coalesced) in self.sparse.items():
             arrays[i] = self.backend.with_values(coalesced, arrays[i])
         new = iter(arrays)
-        return _map(lambda leaf, path: None if leaf is None else next(new), self.structure, ())
+        return _map(lambda leaf: None if leaf is None else next(new), self.structure)
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
@@ -426,30 +428,40 @@ class _Tree:
                 self.backend.write_back(array, coalesced)
 
 
-def _map(visit: Callable[[Any, Any], Any], tree: Tree, path: Any) -> Tree:
-    """The same tree with every leaf replaced by visit(leaf, path). Iterators become lists."""
+def _map(visit: Callable[[Any], Any], tree: Tree) -> Tree:
+    """The same tree with every leaf replaced by visit(leaf). Iterators become lists."""
     if isinstance(tree, dict):
-        new = {key: _map(visit, value, (path, "[{!r}]", key)) for key, value in tree.items()}
+        new = {key: _map(visit, value) for key, value in tree.items()}
         if type(tree) is dict:
             return new
         same_kind = copy.copy(tree)
         same_kind.update(new)
         return same_kind
-    if isinstance(tree, tuple) and hasattr(tree, "_fields"):
-        names = zip(tree._fields, tree, strict=True)
-        return type(tree)(*[_map(visit, value, (path, ".{}", name)) for name, value in names])
     if isinstance(tree, (list, tuple, Iterator, ValuesView)):
-        items = [_map(visit, item, (path, "[{!r}]", i)) for i, item in enumerate(tree)]
-        return tuple(items) if isinstance(tree, tuple) else items
-    return visit(tree, path)
+        # For an array, the call of _map is left out: with thousands of arrays, it is felt.
+        items = [visit(item) if _BACKENDS.get(type(item)) else _map(visit, item) for item in tree]
+        if isinstance(tree, tuple):
+            return type(tree)(*items) if hasattr(tree, "_fields") else tuple(items)
+        return items
+    return visit(tree)
 
 
-def _name(path: Any) -> str:
-    """How the caller would write a leaf: grads['conv'][0]."""
-    if not path:
-        return "grads"
-    parent, form, key = path
-    return _name(parent) + str(form.format(key))
+def _leaves(tree: Tree, name: str = "grads") -> list[tuple[str, Any]]:
+    """The leaves of a tree, each with the expression that leads to it: grads['conv'].weight[0]."""
+    if isinstance(tree, dict):
+        children = [(f"{name}[{key!r}]", value) for key, value in tree.items()]
+    elif hasattr(tree, "_fields"):
+        children = [(f"{name}.{field}", getattr(tree, field)) for field in tree._fields]
+    elif isinstance(tree, (list, tuple)):
+        children = [(f"{name}[{i}]", item) for i, item in enumerate(tree)]
+    else:
+        return [(name, tree)]
+    return [leaf for child, value in children for leaf in _leaves(value, child)]
+
+
+def _name(tree: Tree, place: int) -> str:
+    """The expression that leads to one array. Only errors need it, so it is not kept at hand."""
+    return [name for name, leaf in _leaves(tree) if leaf is not None][place]
 
 
 # Backends -------------------------------------------------------------------------------------------------------------
@@ -480,37 +492,43 @@ def _backend_of(x: object) -> Backend:
     return _BACKENDS[kind]
 
 
-def _backend_of_all(arrays: Sequence[Any], paths: Sequence[Any], taken: tuple[str, ...]) -> Backend:
-    """The one backend of all arrays, NumPy's if there are none."""
+def _backend_of_all(arrays: Sequence[Any], tree: Tree, taken: tuple[str, ...]) -> Backend:
+    """The one backend of all arrays of a tree, NumPy's if there are none."""
     shared = None
-    for array, path in zip(arrays, paths, strict=True):
+    checked = set()
+    for i, array in enumerate(arrays):
+        kind = type(array), getattr(array, "dtype", None)
+        if kind in checked:
+            continue
+        checked.add(kind)
         backend = _backend_of(array)
         if backend is None:
             raise TypeError(
-                f"{_name(path)} is of type {type(array).__name__}; gradclip takes arrays of NumPy, PyTorch, "
+                f"{_name(tree, i)} is of type {type(array).__name__}; gradclip takes arrays of NumPy, PyTorch, "
                 "TensorFlow or JAX, and lists, tuples, named tuples and dicts of them"
             )
         shared = shared or backend
         if backend is not shared:
             raise TypeError(
-                f"{_name(path)} is a {backend.NAME} array, {_name(paths[0])} a {shared.NAME} one; "
+                f"{_name(tree, i)} is a {backend.NAME} array, {_name(tree, 0)} a {shared.NAME} one; "
                 "the arrays of one call must belong to one framework"
             )
         if backend.dtype_name(array.dtype) not in taken:
             raise TypeError(
-                f"{_name(path)} has dtype {backend.dtype_name(array.dtype)}; this function takes {', '.join(taken)}"
+                f"{_name(tree, i)} has dtype {backend.dtype_name(array.dtype)}; this function takes {', '.join(taken)}"
             )
     return shared or _backend_of(np.float32(0))
 
 
-def _check_writable(arrays: Sequence[Any], paths: Sequence[Any], backend: Backend, functional: str) -> None:
+def _check_writable(tree: _Tree, functional: str) -> None:
+    backend = tree.backend
     if not hasattr(backend, "scale_"):
         raise TypeError(
             f"{backend.NAME} arrays cannot be written to: use {functional}, without underscore, which makes new ones"
         )
-    for array, path in zip(arrays, paths, strict=True):
+    for i, array in enumerate(tree.arrays):
         if reason := backend.why_not_writable(array):
-            raise TypeError(f"{_name(path)} {reason}; nothing has been clipped")
+            raise TypeError(f"{tree.name(i)} {reason}; nothing has been clipped")
 
 
 # Arguments ------------------------------------------------------------------------------------------------------------
@@ -535,9 +553,8 @@ def _measure(tree: _Tree, ord: float, norm: Any, nonfinite: str) -> Any:
         measured = backend.given(norm, tree.arrays)
     # The exact norm of finite gradients is finite, though it may not fit the dtype of the returned one.
     if nonfinite == "raise" and not isfinite(float(measured.mantissa)):
-        arrays = zip(tree.arrays, tree.paths, strict=True)
-        names = [_name(path) for array, path in arrays if not backend.all_finite(array)] or ["the given norm"]
-        raise NonFiniteGradientError(f"not finite: {', '.join(names)}; nothing has been clipped")
+        names = [tree.name(i) for i, array in enumerate(tree.arrays) if not backend.all_finite(array)]
+        raise NonFiniteGradientError(f"not finite: {', '.join(names) or 'the given norm'}; nothing has been clipped")
     return measured
 
 
@@ -548,8 +565,8 @@ def _each_by_its_norm(tree: _Tree, max_norm: Any, ord: float, axis: Any, scale: 
         return [only for result in scaled for only in result or ()]
     for i, (array, _) in tree.sparse.items():
         if backend.sparse_axes(array) > 1:
-            raise ValueError(f"{_name(tree.paths[i])} is sparse along several axes; clip it without axis")
-    axes = [_axes(axis, a, path) for a, path in zip(tree.arrays, tree.paths, strict=True)]
+            raise ValueError(f"{tree.name(i)} is sparse along several axes; clip it without axis")
+    axes = [_axes(axis, tree, i) for i in range(len(tree.arrays))]
     pairs = zip(tree.arrays, axes, strict=True)
     return [scale_slices(a, backend.slice_norms(a, ord, its), max_norm) for a, its in pairs]
 
@@ -561,9 +578,9 @@ def _each_by_its_weights(
     clip_factor = _nonnegative(clip_factor, backend, "clip_factor", "a negative factor would flip the update's sign")
     eps = _nonnegative(eps, backend, "eps", "it stands for a norm")
     limits = []
-    for i, (array, path, weights) in enumerate(zip(tree.arrays, tree.paths, _weights(tree, params), strict=True)):
+    for i, (array, weights) in enumerate(zip(tree.arrays, _weights(tree, params), strict=True)):
         ndim = len(weights.shape)
-        (unit,) = _axes(backend.UNIT_AXIS if unit_axis is None else unit_axis, weights, path) if ndim > 1 else (None,)
+        (unit,) = _axes(backend.UNIT_AXIS if unit_axis is None else unit_axis, tree, i) if ndim > 1 else (None,)
         axes = tuple(axis for axis in range(ndim) if axis != unit)
         norms = backend.slice_norms(weights, 2, axes).value
         limit = clip_factor * backend.at_least(norms, eps)
@@ -575,19 +592,21 @@ def _each_by_its_weights(
 
 def _weights(tree: _Tree, params: Tree) -> list[Any]:
     """The parameters that have a gradient, in the order of a tree's arrays."""
-    found: dict[Any, Any] = {}
-    _map(lambda leaf, path: found.setdefault(path, leaf), params, ())
-    if list(found) != tree.outline:
+    params = _map(lambda leaf: leaf, params)
+    found = _leaves(params)
+    if [name for name, _ in found] != [name for name, _ in _leaves(tree.structure)]:
         raise ValueError("params must have the structure of grads: the same containers, keys and lengths")
-    weights = [found[path] for path in tree.paths]
-    backend = _backend_of_all(weights, tree.paths, TAKEN)
+    have_gradients = [leaf is not None for _, leaf in _leaves(tree.structure)]
+    weights = [leaf for (_, leaf), has in zip(found, have_gradients, strict=True) if has]
+    backend = _backend_of_all(weights, tree.structure, TAKEN)
+    weights = [weights[i] for i in tree.places]
     if tree.arrays and backend is not tree.backend:
         raise TypeError(f"params are {backend.NAME} arrays, the gradients {tree.backend.NAME} ones")
-    for i, (array, path) in enumerate(zip(tree.arrays, tree.paths, strict=True)):
+    for i, array in enumerate(tree.arrays):
         rows = i in tree.sparse  # a sparse gradient holds some rows of the whole one
         if tuple(weights[i].shape)[rows:] != tuple(array.shape)[rows:]:
             shapes = f"{tuple(array.shape)}, its parameter {tuple(weights[i].shape)}"
-            raise ValueError(f"{_name(path)} has shape {shapes}")
+            raise ValueError(f"{tree.name(i)} has shape {shapes}")
     return weights
 
 
@@ -647,16 +666,16 @@ def _order(ord: Any) -> float:
     return float(ord)
 
 
-def _axes(axis: Any, array: Any, path: Any) -> tuple[int, ...]:
-    """The axes as a tuple of non-negative integers that the array has."""
-    ndim = len(array.shape)
+def _axes(axis: Any, tree: _Tree, i: int) -> tuple[int, ...]:
+    """The axes as a tuple of non-negative integers that the array i has."""
+    ndim = len(tree.arrays[i].shape)
     axes = axis if isinstance(axis, tuple) else (axis,)
-    for i in axes:
-        if not isinstance(i, Integral) or isinstance(i, bool):
+    for number in axes:
+        if not isinstance(number, Integral) or isinstance(number, bool):
             raise TypeError(f"axis must be an integer or a tuple of integers, got {axis!r}")
-        if not -ndim <= int(i) < ndim:
-            raise ValueError(f"{_name(path)} has {ndim} dimensions, and no axis {i}")
-    positive = tuple(int(i) % ndim for i in axes)
+        if not -ndim <= int(number) < ndim:
+            raise ValueError(f"{tree.name(i)} has {ndim} dimensions, and no axis {number}")
+    positive = tuple(int(number) % ndim for number in axes)
     if not 0 < len(set(positive)) == len(positive):
-        raise ValueError(f"axis must name one dimension of {_name(path)} or several different ones, got {axis!r}")
+        raise ValueError(f"axis must name one dimension of {tree.name(i)} or several different ones, got {axis!r}")
     return positive

@@ -12,6 +12,7 @@ NAME = "NumPy"
 BLOCK = 1024  # elements whose squares are summed in their own precision; blocks are joined in float64
 CHUNK = 1 << 16  # elements handled at a time: they stay in the cache from one operation to the next
 TINY = 2.0**-126  # the smallest normal float32
+WIDE = {np.dtype(np.float64), np.dtype(np.complex128)}
 MAX = float(np.finfo(np.float64).max)
 UNIT_AXIS = -1  # of a weight of shape (…, in, out)
 
@@ -52,7 +53,7 @@ def why_not_writable(x: Array) -> str | None:
         return "is a NumPy scalar, which nothing can be written to"
     if not x.flags.writeable:
         return "is read-only"
-    if any(stride == 0 and n > 1 for stride, n in zip(x.strides, x.shape, strict=True)):
+    if 0 in x.strides and any(stride == 0 and n > 1 for stride, n in zip(x.strides, x.shape, strict=True)):
         return "is broadcast: several of its elements share one place in memory"
     return None
 
@@ -75,13 +76,14 @@ def measure(arrays: Sequence[Array], ord: float) -> Norm:
     """The norm of all arrays joined."""
     with np.errstate(all="ignore"):
         if ord == 2:
-            squares, least = 0.0, 0.0
-            for dtype, lost in ((np.float32, 2.0**-126), (np.float64, 2.0**-1022)):
-                parts = [p for a in arrays for p in _parts(a) if _accumulator(p) == dtype]
-                squares += sum(_sum_of_squares(batch) for batch in _batches(parts, dtype))
-                # A square below the smallest normal number is lost. That must not be felt in the sum.
-                least += sum(p.size for p in parts) * lost * 2**22
-            if least <= squares < math.inf:
+            squares, lost = 0.0, 0.0
+            for dtype, its in _by_dtype(arrays).items():
+                parts = [p for a in its for p in _parts(a)] if dtype.kind == "c" else its
+                for batch in _batches(parts, _accumulator(dtype)):
+                    squares += _sum_of_squares(batch)
+                    # A square below the smallest normal number is lost. That must not be felt in the sum.
+                    lost += batch.size * (2.0**-1022 if dtype in WIDE else 2.0**-126)
+            if lost * 2**22 <= squares < math.inf:
                 return _norm(arrays, math.sqrt(squares), 1.0)
         peak = _peak(arrays)
         if not 0 < peak < math.inf:
@@ -98,13 +100,20 @@ def given(norm: Any, arrays: Sequence[Array]) -> Norm:
 
 
 def _norm(arrays: Sequence[Array], mantissa: float, scale: float) -> Norm:
-    wide = any(_accumulator(a) == np.float64 for a in arrays)
+    wide = any(a.dtype in WIDE for a in arrays)
     return Norm(_as(np.float64(0) if wide else np.float32(0), mantissa * scale), mantissa, scale)
 
 
-def _accumulator(x: Array) -> Any:
-    """The dtype of the norm of x."""
-    return np.float64 if dtype_name(x.dtype) in ("float64", "complex128") else np.float32
+def _by_dtype(arrays: Sequence[Array]) -> dict[Any, list[Array]]:
+    groups: dict[Any, list[Array]] = {}
+    for a in arrays:
+        groups.setdefault(a.dtype, []).append(a)
+    return groups
+
+
+def _accumulator(dtype: Any) -> Any:
+    """The dtype of the norm of arrays of this dtype."""
+    return np.float64 if dtype in WIDE else np.float32
 
 
 def _parts(x: Array) -> tuple[Array, ...]:
@@ -118,10 +127,10 @@ def _batches(arrays: Iterable[Array], dtype: Any) -> Iterator[Array]:
     size = 0
     for a in arrays:
         if a.size < CHUNK:
-            small.append(a.reshape(-1))
+            small.append(a)
             size += a.size
             if size >= CHUNK:
-                yield np.concatenate(small, dtype=dtype)
+                yield np.concatenate(small, axis=None, dtype=dtype)
                 small, size = [], 0
         elif a.flags.c_contiguous and a.dtype == dtype:
             yield a.reshape(-1)
@@ -129,7 +138,7 @@ def _batches(arrays: Iterable[Array], dtype: Any) -> Iterator[Array]:
             flags = ("external_loop", "buffered")
             yield from np.nditer(a, flags, op_dtypes=[dtype], casting="same_kind", order="K", buffersize=CHUNK)  # type: ignore[call-overload]
     if small:
-        yield np.concatenate(small, dtype=dtype)
+        yield np.concatenate(small, axis=None, dtype=dtype)
 
 
 def _sum_of_squares(flat: Array) -> float:
@@ -186,9 +195,10 @@ def _scale(arrays: Sequence[Array], out: Sequence[Array], norm: Norm, max_norm: 
 
 
 def _multiply(arrays: Sequence[Array], factor: Any, out: Sequence[Array]) -> Sequence[Array]:
+    factors = {dtype: np.asarray(factor, dtype) for dtype in (np.float32, np.float64)}
     with np.errstate(under="ignore"):
         for a, o in zip(arrays, out, strict=True):
-            np.multiply(a, np.asarray(factor, _accumulator(a)), out=o, casting="same_kind")
+            np.multiply(a, factors[_accumulator(a.dtype)], o)
     return out
 
 
@@ -217,7 +227,7 @@ def slice_norms(x: Array, ord: float, axis: tuple[int, ...]) -> Norm:
             else:
                 norm = (moduli**ord).sum(axis, keepdims=True) ** (1 / ord)
             mantissa[slab] = np.where(finite, np.minimum(norm, MAX), peak)
-        return Norm((mantissa * scale).astype(_accumulator(x)), mantissa, scale)
+        return Norm((mantissa * scale).astype(_accumulator(x.dtype)), mantissa, scale)
 
 
 def _slabs(shape: tuple[int, ...], axis: tuple[int, ...]) -> Iterator[tuple[slice, ...]]:

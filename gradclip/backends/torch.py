@@ -6,11 +6,15 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
+from torch._utils import _flatten_dense_tensors
 
 NAME = "PyTorch"
 BLOCK = 512  # elements whose squares are summed in their own precision; blocks are joined in float64
-CHUNK = 1 << 18  # elements handled at a time
+JOIN = 1 << 15  # elements; from here on PyTorch uses several threads, and waiting for them costs small arrays too much
+CHUNK = 1 << 18  # elements widened at a time
 TINY = 2.0**-126  # the smallest normal float32
+WIDE = (torch.float64, torch.complex128)
+HALF = (torch.float16, torch.bfloat16)
 MAX = torch.finfo(torch.float64).max
 UNIT_AXIS = 0  # of a weight of shape (out, in, …)
 
@@ -49,11 +53,15 @@ def is_traced(arrays: Sequence[Array]) -> bool:
 
 
 def why_not_writable(x: Array) -> str | None:
-    if isinstance(x, torch.nn.Parameter) or (x.requires_grad and x.is_leaf):
+    if x.requires_grad and (x.is_leaf or isinstance(x, torch.nn.Parameter)):
         return "is a parameter: clipping it would change the weights; pass its .grad"
     if x.is_inference() and not torch.is_inference_mode_enabled():
         return "was made in inference mode, and is read-only outside of it"
-    if x.layout is torch.strided and any(stride == 0 and n > 1 for stride, n in zip(x.stride(), x.shape, strict=True)):
+    if (
+        x.layout is torch.strided
+        and 0 in x.stride()
+        and any(stride == 0 and n > 1 for stride, n in zip(x.stride(), x.shape, strict=True))
+    ):
         return "is expanded: several of its elements share one place in memory"
     return None
 
@@ -79,9 +87,11 @@ writing = torch.no_grad  # the context in which rules.py writes in place
 
 
 def is_sparse(x: Array) -> bool:
-    if x.layout not in (torch.strided, torch.sparse_coo):
-        raise TypeError(f"an array has the layout {x.layout}; gradclip takes torch.strided and torch.sparse_coo")
-    return x.layout is torch.sparse_coo
+    if x.layout is torch.strided:
+        return False
+    if x.layout is torch.sparse_coo:
+        return True
+    raise TypeError(f"an array has the layout {x.layout}; gradclip takes torch.strided and torch.sparse_coo")
 
 
 def sparse_axes(x: Array) -> int:
@@ -117,15 +127,16 @@ def rows_of(dense: Array, x: Array) -> Array:
 
 def measure(arrays: Sequence[Array], ord: float) -> Norm:
     """The norm of all arrays joined."""
-    wide = [a for a in arrays if _accumulator(a) == torch.float64]
+    groups = _by_dtype(arrays)
     if ord == 2 and _on_host(arrays):
-        narrow = [a for a in arrays if _accumulator(a) == torch.float32]
-        norm = math.hypot(_two_norm(narrow, torch.float32), _two_norm(wide, torch.float64))
-        # A square below the smallest normal number is lost. That must not be felt in the sum.
-        lost = sum(a.numel() for a in narrow) * 2.0**-125 + sum(a.numel() for a in wide) * 2.0**-1021
+        norm, lost = 0.0, 0.0
+        for dtype, its in groups.items():
+            norm = math.hypot(norm, _two_norm(its, _accumulator(dtype)))
+            # A square below the smallest normal number is lost. That must not be felt in the sum.
+            lost += 2 * sum([a.numel() for a in its]) * (2.0**-1022 if dtype in WIDE else 2.0**-126)
         if math.sqrt(lost) * 2**11 <= norm < math.inf:
             return _norm(arrays, norm, 1.0)
-    if ord == 2 and not wide:  # float64 holds the square of every float32
+    if ord == 2 and groups.keys().isdisjoint(WIDE):  # float64 holds the square of every float32
         return _norm(arrays, _join([torch.linalg.vector_norm(c) for c in _widened(arrays)], 2), 1.0)
     peak = _join([p.abs().amax() for a in arrays for p in _parts(a) if p.numel()], math.inf).detach()
     scale = torch.where((peak > 0) & torch.isfinite(peak), peak, 1.0)
@@ -142,7 +153,7 @@ def _norm(arrays: Sequence[Array], mantissa: Any, scale: Any) -> Norm:
     tensors = [t for t in (mantissa, scale) if isinstance(t, torch.Tensor)]
     if tensors and _on_host([*arrays, *tensors]):
         mantissa, scale = float(mantissa), float(scale)
-    dtype = torch.float64 if any(_accumulator(a) == torch.float64 for a in arrays) else torch.float32
+    dtype = torch.float64 if any(a.dtype in WIDE for a in arrays) else torch.float32
     return Norm(_scalar(mantissa * scale, dtype, arrays[0].device), mantissa, scale)
 
 
@@ -152,9 +163,16 @@ def _scalar(x: Any, dtype: torch.dtype, device: torch.device) -> Array:
     return x.to(device, dtype)
 
 
-def _accumulator(x: Array) -> torch.dtype:
-    """The dtype of the norm of x."""
-    return torch.float64 if x.dtype in (torch.float64, torch.complex128) else torch.float32
+def _by_dtype(arrays: Sequence[Array]) -> dict[torch.dtype, list[Array]]:
+    groups: dict[torch.dtype, list[Array]] = {}
+    for a in arrays:
+        groups.setdefault(a.dtype, []).append(a)
+    return groups
+
+
+def _accumulator(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of the norm of arrays of this dtype."""
+    return torch.float64 if dtype in WIDE else torch.float32
 
 
 def _parts(x: Array) -> tuple[Array, ...]:
@@ -169,12 +187,15 @@ def _flat(x: Array) -> Array:
 
 
 def _two_norm(arrays: Sequence[Array], dtype: torch.dtype) -> float:
+    """The 2-norm of arrays of one dtype, the squares summed in another."""
     norms = []
-    for batch in _batches((p for a in arrays for p in _parts(a)), dtype):
+    parts = [p for a in arrays for p in _parts(a)] if arrays[0].is_complex() else arrays
+    for batch in _batches(parts, dtype):
         whole = batch.numel() - batch.numel() % BLOCK
         norms.append(torch.linalg.vector_norm(batch[:whole].view(-1, BLOCK), dim=1))
-        norms.append(torch.linalg.vector_norm(batch[whole:]).reshape(1))
-    return torch.linalg.vector_norm(torch.cat(norms), dtype=torch.float64).item() if norms else 0.0
+        if whole < batch.numel():
+            norms.append(torch.linalg.vector_norm(batch[whole:]).reshape(1))
+    return float(torch.linalg.vector_norm(torch.cat(norms), dtype=torch.float64))
 
 
 def _batches(arrays: Iterable[Array], dtype: torch.dtype) -> Iterator[Array]:
@@ -182,18 +203,19 @@ def _batches(arrays: Iterable[Array], dtype: torch.dtype) -> Iterator[Array]:
     small: list[Array] = []
     size = 0
     for a in arrays:
-        if a.numel() < CHUNK:
-            small.append(a.reshape(-1))
-            size += a.numel()
-            if size >= CHUNK:
-                yield torch.cat(small).to(dtype)
+        n = a.numel()
+        if n < JOIN:
+            if size + n >= JOIN:
+                yield _flatten_dense_tensors(small).to(dtype)
                 small, size = [], 0
+            small.append(a)
+            size += n
         elif a.dtype == dtype:
             yield _flat(a)
         else:
             yield from (chunk.to(dtype) for chunk in _flat(a).split(CHUNK))
     if small:
-        yield torch.cat(small).to(dtype)
+        yield _flatten_dense_tensors(small).to(dtype)
 
 
 def _widened(arrays: Sequence[Array]) -> Iterator[Array]:
@@ -225,9 +247,16 @@ def scale(arrays: Sequence[Array], norm: Norm, max_norm: Any, nonfinite: str) ->
 def scale_(arrays: Sequence[Array], norm: Norm, max_norm: Any, nonfinite: str) -> None:
     """The same in place. Where nothing is clipped, and the host knows, nothing is written."""
     factors, zero = _factors(arrays, norm, max_norm, nonfinite)
-    for a in arrays:
-        _times_(a, factors)
-        if zero is not None:
+    if all(isinstance(f, float) for f in factors):
+        for f in factors:
+            for dtype, its in _by_dtype(arrays).items():
+                # A 0-d tensor is faster than a number, and is not rounded to half precision before it multiplies.
+                torch._foreach_mul_(its, torch.tensor(f, dtype=_accumulator(dtype)))
+    else:
+        for a in arrays:
+            _times_(a, factors)
+    if zero is not None:
+        for a in arrays:
             a.masked_fill_(zero.to(a.device), 0.0)
 
 
@@ -266,19 +295,19 @@ def _times(x: Array, factors: Sequence[Any]) -> Array:
     """A new array; half precision is multiplied in float32, and rounded once."""
     if not factors:
         return x.clone()
-    wide = torch.float32 if x.dtype in (torch.float16, torch.bfloat16) else x.dtype
+    wide = torch.float32 if x.dtype in HALF else x.dtype
     product = x.to(wide)
     for f in factors:
-        product = product * (f.to(x.device, _accumulator(x)) if isinstance(f, torch.Tensor) else f)
+        product = product * (f.to(x.device, _accumulator(x.dtype)) if isinstance(f, torch.Tensor) else f)
     return product.to(x.dtype)
 
 
-def _times_(x: Array, factors: Sequence[Any]) -> None:
-    if all(isinstance(f, float) for f in factors) or x.dtype not in (torch.float16, torch.bfloat16):
-        for f in factors:
-            x.mul_(f.to(x.device, _accumulator(x)) if isinstance(f, torch.Tensor) else f)
-    else:
+def _times_(x: Array, factors: Sequence[Array]) -> None:
+    if x.dtype in HALF:
         x.copy_(_times(x, factors))
+    else:
+        for f in factors:
+            x.mul_(f.to(x.device, _accumulator(x.dtype)))
 
 
 # Clipping each slice by its own norm ----------------------------------------------------------------------------------
@@ -299,13 +328,13 @@ def _slice_norms(x: Array, ord: float, axis: tuple[int, ...]) -> Norm:
     wide = x.to(torch.complex128 if x.is_complex() else torch.float64)
     if not x.numel():
         zeros = wide.real.new_zeros([1 if i in axis else n for i, n in enumerate(x.shape)])
-        return Norm(zeros.to(_accumulator(x)), zeros, zeros + 1)
+        return Norm(zeros.to(_accumulator(x.dtype)), zeros, zeros + 1)
     peak = functools.reduce(torch.maximum, [p.abs().amax(axis, keepdim=True) for p in _parts(wide)]).detach()
     finite = torch.isfinite(peak)
     scale = torch.where(finite & (peak > 0), peak, 1.0)
     norm = torch.linalg.vector_norm(wide / scale, ord, axis, keepdim=True)
     mantissa = torch.where(finite, norm.clamp(max=MAX), peak)
-    return Norm((mantissa * scale).to(_accumulator(x)), mantissa, scale)
+    return Norm((mantissa * scale).to(_accumulator(x.dtype)), mantissa, scale)
 
 
 def scale_slices(x: Array, norm: Norm, limit: Any) -> Array:
@@ -316,7 +345,8 @@ def scale_slices(x: Array, norm: Norm, limit: Any) -> Array:
 def scale_slices_(x: Array, norm: Norm, limit: Any) -> None:
     """The same in place. Where nothing is clipped, and the host knows, nothing is written."""
     factors = _tensor_factors(norm, limit)[0]
-    _times_(x, [f for f in factors if not _on_host([x, f]) or bool((f != 1).any())])
+    if needed := [f for f in factors if not _on_host([x, f]) or bool((f != 1).any())]:
+        _times_(x, needed)
 
 
 def at_least(x: Array, floor: float) -> Array:
