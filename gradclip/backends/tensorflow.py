@@ -1,6 +1,6 @@
 """TensorFlow: ``tf.cond`` decides, eagerly or in a graph, so that gradients within the threshold pass untouched."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import tensorflow as tf
@@ -8,7 +8,7 @@ from tensorflow.python.ops import control_flow_util
 
 NAME = "TensorFlow"
 BLOCK = 512  # elements whose squares are summed in their own precision; blocks are joined in float64
-CHUNK = 1 << 18  # elements that small arrays are joined into
+CHUNK = 1 << 18  # smaller arrays are joined
 TINY = 2.0**-126  # the smallest normal float32
 MAX = tf.float64.max
 INF = float("inf")
@@ -101,18 +101,20 @@ def _in_xla() -> bool:
 
 def measure(arrays: Sequence[Array], ord: float) -> Norm:
     """The norm of all arrays joined."""
+    batches = _batches(arrays)
     if ord != 2:
-        return _norm(arrays, *_measure_scaled(arrays, ord))
+        return _norm(arrays, *_measure_scaled(batches, ord))
     norms, lost = [], tf.zeros((), tf.float64)
-    for dtype, smallest in ((tf.float32, 2.0**-126), (tf.float64, 2.0**-1022)):
-        parts = [p for a in arrays if _accumulator(a) == dtype for p in _parts(a)]
-        norms += [tf.cast(n, tf.float64) for batch in _batches(parts, dtype) for n in _block_norms(batch)]
-        # A square below the smallest normal number is lost. That must not be felt in the sum.
-        lost += smallest * tf.add_n([tf.zeros((), tf.float64), *(tf.cast(tf.size(p), tf.float64) for p in parts)])
+    for batch in batches:
+        for part in _parts(batch):
+            norms += [tf.cast(n, tf.float64) for n in _block_norms(tf.cast(part, _accumulator(batch)))]
+            # A square below the smallest normal number is lost. That must not be felt in the sum.
+            smallest = 2.0**-1022 if _accumulator(batch) == tf.float64 else 2.0**-126
+            lost += smallest * tf.cast(tf.size(part), tf.float64)
     norm = _two_norms(tf.concat(norms, 0)[tf.newaxis])[0]
     right = (norm < INF) & (norm >= tf.sqrt(lost) * 2**11)
     unscaled = (norm, tf.ones((), tf.float64))
-    return _norm(arrays, *tf.cond(right, lambda: unscaled, lambda: _measure_scaled(arrays, ord)))
+    return _norm(arrays, *tf.cond(right, lambda: unscaled, lambda: _measure_scaled(batches, ord)))
 
 
 def given(norm: Any, arrays: Sequence[Array]) -> Norm:
@@ -140,22 +142,15 @@ def _parts(x: Array) -> tuple[Array, ...]:
     return (tf.math.real(x), tf.math.imag(x)) if x.dtype.is_complex else (x,)
 
 
-def _batches(arrays: Iterable[Array], dtype: tf.DType) -> Iterator[Array]:
-    """All elements as flat arrays of one dtype, small arrays joined."""
-    small: list[Array] = []
-    size = 0
-    for a in arrays:
-        flat = tf.cast(tf.reshape(a, [-1]), dtype)
-        if flat.shape[0] is None or flat.shape[0] >= CHUNK:
-            yield flat
-        else:
-            small.append(flat)
-            size += flat.shape[0]
-            if size >= CHUNK:
-                yield tf.concat(small, 0)
-                small, size = [], 0
-    if small:
-        yield tf.concat(small, 0)
+def _batches(arrays: Sequence[Array]) -> list[Array]:
+    """All elements as flat arrays, the small ones of each dtype joined: a graph of a few operations is soon made."""
+    flat = [tf.reshape(a, [-1]) for a in arrays]
+    large = [f for f in flat if f.shape[0] is None or f.shape[0] >= CHUNK]
+    small: dict[tf.DType, list[Array]] = {}
+    for f in flat:
+        if f.shape[0] is not None and f.shape[0] < CHUNK:
+            small.setdefault(f.dtype, []).append(f)
+    return large + [tf.concat(joined, 0) for joined in small.values()]
 
 
 def _block_norms(flat: Array) -> tuple[Array, Array]:
@@ -173,13 +168,15 @@ def _two_norms(rows: Array) -> tuple[Array, Callable[[Array], Array]]:
     return norms, lambda upstream: rows * tf.math.divide_no_nan(upstream, norms)[:, tf.newaxis]
 
 
-def _measure_scaled(arrays: Sequence[Array], ord: float) -> tuple[Array, Array]:
+def _measure_scaled(batches: Sequence[Array], ord: float) -> tuple[Array, Array]:
     """Mantissa and scale of the norm, the scale being the largest absolute value: no power of the rest overflows."""
-    peak = tf.reduce_max(tf.stack([_peak(a, None, False) for a in arrays]))
-    peak = tf.where(tf.reduce_any(tf.stack([_any_nan(a, None, False) for a in arrays])), tf.cast(NAN, tf.float64), peak)
+    peak = tf.reduce_max(tf.stack([_peak(b, None, False) for b in batches]))
+    peak = tf.where(
+        tf.reduce_any(tf.stack([_any_nan(b, None, False) for b in batches])), tf.cast(NAN, tf.float64), peak
+    )
     scale = _usable(peak)
-    moduli = tf.concat([tf.reshape(_modulus(a, scale), [-1]) for a in arrays], 0)
-    return tf.where(tf.math.is_finite(peak), _power_norm(moduli, ord, [0], False), peak), scale
+    norms = tf.stack([_power_norm(_modulus(b, scale), ord, [0], False) for b in batches])
+    return tf.where(tf.math.is_finite(peak), _power_norm(norms, ord, [0], False), peak), scale
 
 
 def _peak(x: Array, axis: Any, keepdims: bool) -> Array:
@@ -222,16 +219,17 @@ def _power_norm(moduli: Array, ord: float, axis: Sequence[int], keepdims: bool) 
 
 def scale(arrays: Sequence[Array], norm: Norm, max_norm: Any, nonfinite: str) -> list[Array]:
     """The arrays clipped to max_norm, given their norm."""
+    arrays = [tf.convert_to_tensor(a) for a in arrays]
     (factor, divisor), bad = _factors(norm, max_norm)
     if nonfinite == "keep":
         factor = tf.where(bad, tf.ones_like(factor), factor)
     clipped: list[Array] = tf.cond(
         (factor == 1) & (divisor == 1),
-        lambda: [tf.identity(a) for a in arrays],
+        lambda: list(arrays),
         lambda: tf.cond(
             divisor == 1,
-            lambda: [_times(a, factor) for a in arrays],
-            lambda: [_times(a, factor, divisor) for a in arrays],
+            lambda: _times(arrays, factor),
+            lambda: _times(arrays, factor, divisor),
         ),
     )
     return [tf.where(bad, tf.zeros_like(a), a) for a in clipped] if nonfinite == "zero" else clipped
@@ -251,11 +249,14 @@ def _factors(norm: Norm, max_norm: Any) -> tuple[tuple[Array, Array], Array]:
     return (tf.where(tiny, root, ratio), tf.where(tiny, one / root, one)), bad
 
 
-def _times(x: Array, factor: Array, divisor: Array | None = None) -> Array:
-    """A new array; half precision is multiplied in float32, and rounded once."""
-    wide = x.dtype if x.dtype.is_complex else _accumulator(x)
-    product = tf.cast(x, wide) * tf.cast(factor, wide)
-    return tf.cast(product if divisor is None else product / tf.cast(divisor, wide), x.dtype)
+def _times(arrays: Sequence[Array], factor: Array, divisor: Array | None = None) -> list[Array]:
+    """New arrays; half precision is multiplied in float32, and rounded once."""
+    wide = [a.dtype if a.dtype.is_complex else _accumulator(a) for a in arrays]
+    factors = {dtype: tf.cast(factor, dtype) for dtype in set(wide)}
+    products = [tf.cast(a, dtype) * factors[dtype] for a, dtype in zip(arrays, wide, strict=True)]
+    if divisor is not None:
+        products = [p / tf.cast(divisor, p.dtype) for p in products]
+    return [tf.cast(p, a.dtype) for p, a in zip(products, arrays, strict=True)]
 
 
 # Clipping each slice by its own norm ----------------------------------------------------------------------------------
@@ -271,7 +272,8 @@ def slice_norms(x: Array, ord: float, axis: tuple[int, ...]) -> Norm:
 
 def scale_slices(x: Array, norm: Norm, limit: Any) -> Array:
     """x with each slice clipped to its limit, given the norms of the slices."""
-    return _times(x, *_factors(norm, limit)[0])
+    factor, divisor = _factors(norm, limit)[0]
+    return _times([x], factor, divisor)[0]
 
 
 def at_least(x: Array, floor: float) -> Array:
