@@ -120,9 +120,9 @@ def clip_by_global_norm(
 def clip_by_global_norm_(
     grads: Tree, max_norm: Any, *, ord: float = 2, norm: Any = None, nonfinite: str = "nan"
 ) -> Any:
-    """`clip_by_global_norm` in place, for NumPy and PyTorch: all or nothing, and nothing is written where n ≤ c.
+    """`clip_by_global_norm` in place, for NumPy and PyTorch: all or nothing.
 
-    The same array listed twice is counted and scaled once.
+    On the CPU nothing is written where n ≤ c. The same array listed twice is counted and scaled once.
 
     Parameters
     ----------
