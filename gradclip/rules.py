@@ -643,7 +643,7 @@ def _limits(limit: Any, tree: _Tree) -> tuple[Any, Any]:
         number = _number(limit, backend, "limit")
         if number is not None and not number >= 0:
             raise ValueError(f"limit must be ≥ 0, got {number}; for an interval, pass (low, high)")
-        limit = limit if _backend_of(limit) is backend else number
+        limit = limit if number is None else number  # -limit of an unsigned array would wrap round
         return -limit, limit
     if len(limit) != 2:
         raise ValueError(f"limit must be a number or a pair (low, high), got {len(limit)} values")
@@ -655,9 +655,7 @@ def _limits(limit: Any, tree: _Tree) -> tuple[Any, Any]:
         raise ValueError(f"low must be ≤ high, got ({low}, {high})")
     if tree.sparse and not (low or 0) <= 0 <= (high or 0):
         raise ValueError(f"an interval without 0 would fill a sparse gradient with values, got ({low}, {high})")
-    given = zip(limit, (low, high), strict=True)
-    low, high = (x if _backend_of(x) is backend else number for x, number in given)
-    return low, high
+    return limit[0] if low is None else low, limit[1] if high is None else high
 
 
 def _order(ord: Any) -> float:

@@ -396,6 +396,9 @@ def test_rule_7_value_clipping(system):
         np.testing.assert_array_equal(values(gradclip.clip_by_value(g, (-INF, 1)))[:2], [1, -4])
         np.testing.assert_array_equal(values(gradclip.clip_by_value(g, INF)), values(g))
         np.testing.assert_array_equal(values(gradclip.clip_by_value(g, 1e300))[:4], values(g)[:4])
+    np.testing.assert_array_equal(
+        values(gradclip.clip_by_value(system.array([3.0, -4.0]), np.array(2, "uint8"))), [2, -2]
+    )
     both = (system.array(-1.0), system.array(0.5))
     np.testing.assert_array_equal(values(gradclip.clip_by_value(system.array([3.0, -4.0]), both)), [0.5, -1])
 
