@@ -1,4 +1,4 @@
-"""JAX: ``lax.cond`` decides, so that gradients within the threshold pass through untouched."""
+"""JAX: one expression for all cases, which a compiler fuses with the step that takes the clipped gradients."""
 
 import functools
 from collections.abc import Sequence
@@ -168,11 +168,9 @@ def _scale(arrays: Sequence[Array], norm: Norm, max_norm: Array, nonfinite: str)
     (factor, divisor), bad = _factors(norm, max_norm)
     if nonfinite == "keep":
         factor = jnp.where(bad, 1.0, factor)
-    clipped: list[Array] = jax.lax.cond(
-        (factor == 1) & (divisor == 1),
-        lambda: list(arrays),
-        lambda: [_times(a, factor, divisor) for a in arrays],
-    )
+    # No lax.cond here: a branch ends the fusion with what comes after, which would read the gradients once more.
+    same = (factor == 1) & (divisor == 1)
+    clipped = [jnp.where(same, a, _times(a, factor, divisor)) for a in arrays]
     return [jnp.where(bad, 0, a) for a in clipped] if nonfinite == "zero" else clipped
 
 
