@@ -1,0 +1,165 @@
+"""Any clipping rule inside any Keras 3 optimizer, on each of Keras' backends: ``import gradclip.keras``."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import keras  # type: ignore[import-untyped]
+
+__all__ = ["ClippedOptimizer"]
+
+
+@keras.saving.register_keras_serializable("gradclip")
+class ClippedOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
+    """A Keras optimizer whose gradients go through ``clip`` first.
+
+    ``clip`` is called where Keras would clip by ``global_clipnorm``: after the loss scale has been divided out, once
+    per step of accumulated gradients, before weight decay, and without the gradients that are None. All else, from the
+    learning rate to the moving average of the weights, is the inner optimizer's, which works as it would by itself.
+
+    Parameters
+    ----------
+    inner : keras.optimizers.Optimizer
+        The optimizer. It is taken over: from then on, its own steps are clipped as well.
+    clip : callable
+        Maps a list of gradients to a list of as many, arrays of Keras' backend of any shapes and floating dtypes:
+        tf.Tensor (or tf.IndexedSlices, from an Embedding), jax.Array or torch.Tensor. It runs inside ``tf.function``
+        or ``jax.jit``. To save and load the model, make it a function, or an object with ``get_config``, that is
+        registered with ``keras.saving.register_keras_serializable``.
+    name : str, optional
+        The optimizer's name.
+
+    Raises
+    ------
+    TypeError
+        ``inner`` is no Keras optimizer or hands its gradients on to others; ``clip`` cannot be called, or, in the first
+        step, returned something else than a list of as many gradients.
+    ValueError
+        ``inner`` clips already, by ``clipnorm``, ``global_clipnorm`` or ``clipvalue``.
+
+    Notes
+    -----
+    Mixed precision: a loss scale belongs outside, ``LossScaleOptimizer(ClippedOptimizer(inner, clip))``, for the norm
+    is then that of the unscaled gradients. ``model.compile`` wraps in this order by itself.
+
+    In a ``tf.distribute`` strategy ``clip`` sees the gradients of one replica, before they are summed, as Keras' own
+    clipping does.
+
+    References
+    ----------
+    ``keras.optimizers.Optimizer``, Keras 3.
+
+    Examples
+    --------
+    >>> import gradclip, keras
+    >>> @keras.saving.register_keras_serializable("docs")
+    ... def clip(grads):
+    ...     return gradclip.clip_by_global_norm(grads, 1.0).grads
+    >>> optimizer = ClippedOptimizer(keras.optimizers.SGD(learning_rate=1.0), clip)
+    >>> weights = keras.Variable([0.0, 0.0])
+    >>> optimizer.apply([keras.ops.array([3.0, 4.0])], [weights])
+    >>> print(keras.ops.convert_to_numpy(-weights))
+    [0.6 0.8]
+    """
+
+    def __init__(
+        self, inner: keras.optimizers.Optimizer, clip: Callable[[list[Any]], list[Any]], name: str | None = None
+    ) -> None:
+        if not isinstance(inner, keras.optimizers.Optimizer):
+            raise TypeError(f"inner must be a Keras optimizer, got {inner!r} of type {type(inner).__name__}")
+        if type(inner).apply is not keras.optimizers.Optimizer.apply:
+            raise TypeError(
+                f"inner must apply the gradients itself, got a {type(inner).__name__}, which hands them on to "
+                "optimizers of its own: put ClippedOptimizer around those"
+            )
+        if not callable(clip):
+            raise TypeError(f"clip must map a list of gradients to a list of gradients, got {clip!r}")
+        own = {kind: getattr(inner, kind) for kind in ("clipnorm", "global_clipnorm", "clipvalue")}
+        if own := {kind: value for kind, value in own.items() if value is not None}:
+            raise ValueError(f"inner clips already, by {own}: leave that out, or leave ClippedOptimizer out")
+        super().__init__(0.0, name=name)
+        self.inner_optimizer = inner  # Keras' callbacks look for this name
+        self.clip = clip
+        self._iterations = inner._iterations  # apply_gradients returns it
+        inner._clip_gradients = self._clip_gradients  # what every optimizer calls at the right moment
+
+    def _clip_gradients(self, grads: list[Any]) -> list[Any]:
+        clipped = self.clip(grads)
+        if not isinstance(clipped, list) or len(clipped) != len(grads):
+            got = f"a list of {len(clipped)}" if isinstance(clipped, list) else f"a {type(clipped).__name__}"
+            raise TypeError(
+                f"clip must return a list of {len(grads)} gradients, got {got} "
+                "(of what gradclip.clip_by_global_norm returns, take .grads)"
+            )
+        return clipped
+
+    def build(self, variables: list[Any]) -> None:
+        """Create the inner optimizer's variables for these of the model."""
+        self.inner_optimizer.build(variables)
+        self.built = True
+
+    def apply(self, grads: list[Any], trainable_variables: Iterable[Any] | None = None) -> None:
+        """Take one step of the inner optimizer, along the clipped gradients."""
+        self.inner_optimizer.apply(grads, trainable_variables)
+        self.built = True
+
+    def stateless_apply(self, *args: Any) -> Any:
+        """Take the step of `apply` on values handed in and returned, as JAX needs it."""
+        return self.inner_optimizer.stateless_apply(*args)
+
+    # The rest is the inner optimizer's.
+
+    @property
+    def variables(self) -> Any:
+        """The inner optimizer's variables."""
+        return self.inner_optimizer.variables
+
+    @property
+    def iterations(self) -> Any:
+        """The number of steps taken."""
+        return self.inner_optimizer.iterations
+
+    @property
+    def learning_rate(self) -> Any:
+        """The inner optimizer's learning rate; what is assigned to it is assigned there."""
+        return self.inner_optimizer.learning_rate
+
+    @learning_rate.setter
+    def learning_rate(self, learning_rate: Any) -> None:
+        self.inner_optimizer.learning_rate = learning_rate
+
+    @property
+    def loss_scale_factor(self) -> Any:
+        """The factor by which the inner optimizer divides its gradients."""
+        return self.inner_optimizer.loss_scale_factor
+
+    @loss_scale_factor.setter
+    def loss_scale_factor(self, factor: float | None) -> None:
+        if "inner_optimizer" in self.__dict__:  # Optimizer.__init__ assigns None, before there is one
+            self.inner_optimizer.loss_scale_factor = factor
+
+    def exclude_from_weight_decay(self, *args: Any, **kwargs: Any) -> None:
+        """Exclude variables from the inner optimizer's weight decay."""
+        self.inner_optimizer.exclude_from_weight_decay(*args, **kwargs)
+
+    def finalize_variable_values(self, var_list: list[Any]) -> None:
+        """Set the weights to their moving average, where the inner optimizer keeps one."""
+        self.inner_optimizer.finalize_variable_values(var_list)
+
+    # Keras saves the inner optimizer, which is an attribute. The same variables need not be saved twice.
+
+    def save_own_variables(self, store: Any) -> None:
+        """Save nothing: the inner optimizer saves its variables."""
+
+    def load_own_variables(self, store: Any) -> None:
+        """Load nothing: the inner optimizer loads its variables."""
+
+    def get_config(self) -> dict[str, Any]:
+        """The arguments of the constructor in Keras' serialised form."""
+        inner, clip = (keras.saving.serialize_keras_object(x) for x in (self.inner_optimizer, self.clip))
+        return {"name": self.name, "inner": inner, "clip": clip}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: dict[str, Any] | None = None) -> "ClippedOptimizer":
+        """Build the optimizer that `get_config` described."""
+        inner, clip = (keras.saving.deserialize_keras_object(config[x], custom_objects) for x in ("inner", "clip"))
+        return cls(inner, clip, config["name"])
