@@ -38,7 +38,7 @@ NORM = float(optax.tree.norm(GRADS))
 RULES = {
     "value": (lambda: ours.clip_by_value(0.5), lambda g: gradclip.clip_by_value(g, 0.5)),
     "norm": (lambda: ours.clip_by_norm(0.5), lambda g: gradclip.clip_by_norm(g, 0.5)),
-    "slices": (lambda: ours.clip_by_norm(0.5, axis=0), lambda g: gradclip.clip_by_norm(g, 0.5, axis=0)),
+    "slices": (lambda: ours.clip_by_norm(0.5, ord=1, axis=0), lambda g: gradclip.clip_by_norm(g, 0.5, ord=1, axis=0)),
     "global": (lambda: ours.clip_by_global_norm(0.5, ord=3), lambda g: gradclip.clip_by_global_norm(g, 0.5, ord=3)[0]),
     "adaptive": (lambda: ours.clip_adaptive(0.1), lambda g: gradclip.clip_adaptive(g, jax.tree.leaves(PARAMS), 0.1)),
 }
@@ -223,6 +223,15 @@ def test_a_traced_threshold_that_is_negative_makes_nan():
     state.hyperparams["max_norm"] = jnp.asarray(-1.0)
     clipped, _ = jax.jit(rule.update)(GRADS, state, PARAMS)
     assert all(jnp.isnan(g).all() for g in jax.tree.leaves(clipped))
+
+
+def test_a_traced_threshold_of_nothing():
+    """A label of multi_transform that no parameter has leaves its rule a tree without arrays."""
+    for factory in (ours.clip_by_global_norm, ours.clip_by_norm, ours.clip_by_value, ours.clip_adaptive):
+        rules = {"none": optax.inject_hyperparams(factory)(1.0), "all": optax.identity()}
+        rule = optax.multi_transform(rules, "all")
+        clipped, _ = jax.jit(rule.update)({"w": jnp.ones(2)}, rule.init({"w": jnp.ones(2)}), {"w": jnp.ones(2)})
+        assert (clipped["w"] == 1).all()
 
 
 @pytest.mark.parametrize("kind", ["masked", "multi_transform", "partition"])
