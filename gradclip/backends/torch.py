@@ -136,7 +136,7 @@ def measure(arrays: Sequence[Array], ord: float) -> Norm:
             lost += 2 * sum([a.numel() for a in its]) * (2.0**-1022 if dtype in WIDE else 2.0**-126)
         if math.sqrt(lost) * 2**11 <= norm < math.inf:
             return _norm(arrays, norm, 1.0)
-    if ord == 2 and groups.keys().isdisjoint(WIDE):  # float64 holds the square of every float32
+    if ord == 2 and not any(dtype in WIDE for dtype in groups):  # float64 holds the square of every float32
         return _norm(arrays, _join([torch.linalg.vector_norm(c) for c in _widened(arrays)], 2), 1.0)
     peak = _join([p.abs().amax() for a in arrays for p in _parts(a) if p.numel()], math.inf).detach()
     scale = torch.where((peak > 0) & torch.isfinite(peak), peak, 1.0)
