@@ -49,11 +49,11 @@ def clip_by_value(limit: Any) -> optax.GradientTransformation:
     [ 1.  -1.   0.5]
     """
 
-    def update(grads: Any, state: Any, params: Any) -> tuple[Any, Any]:
+    def update(grads: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         leaves, structure = _flatten(grads)
         return structure.unflatten(rules.clip_by_value(leaves, limit)), state
 
-    return _transformation(lambda params: optax.EmptyState(), update)
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 
 
 def clip_by_norm(
@@ -101,12 +101,12 @@ def clip_by_norm(
     def norm(g: jax.Array) -> Any:
         return rules.global_norm(g, ord=ord) if axis is None else backend.slice_norms(g, float(ord), axis).value
 
-    def update(grads: Any, state: NormState, params: Any) -> tuple[Any, NormState]:
+    def update(grads: Any, state: NormState, params: Any = None) -> tuple[Any, NormState]:
         leaves, structure = _flatten(grads)
         clipped = rules.clip_by_norm(leaves, max_norm, ord=ord, axis=axis)
         return structure.unflatten(clipped), _like(state, norms(grads))
 
-    return _transformation(_zeros_like(norms), update)
+    return optax.GradientTransformation(_zeros_like(norms), update)
 
 
 def clip_by_global_norm(max_norm: Any, *, ord: float = TWO, nonfinite: str = "nan") -> optax.GradientTransformation:
@@ -155,7 +155,7 @@ def clip_by_global_norm(max_norm: Any, *, ord: float = TWO, nonfinite: str = "na
     def norm(grads: Any) -> Any:
         return rules.global_norm(_flatten(grads)[0], ord=ord)
 
-    def update(grads: Any, state: NormState, params: Any) -> tuple[Any, NormState]:
+    def update(grads: Any, state: NormState, params: Any = None) -> tuple[Any, NormState]:
         leaves, structure = _flatten(grads)
         try:
             clipped = rules.clip_by_global_norm(leaves, max_norm, ord=ord, nonfinite=nonfinite)
@@ -165,7 +165,7 @@ def clip_by_global_norm(max_norm: Any, *, ord: float = TWO, nonfinite: str = "na
             raise rules.NonFiniteGradientError(f"not finite: {', '.join(bad)}; nothing has been clipped") from None
         return structure.unflatten(clipped.grads), _like(state, clipped.norm)
 
-    return _transformation(_zeros_like(norm), update)
+    return optax.GradientTransformation(_zeros_like(norm), update)
 
 
 def clip_adaptive(
@@ -210,7 +210,7 @@ def clip_adaptive(
     """
     _check_static(unit_axis=unit_axis)
 
-    def update(grads: Any, state: Any, params: Any) -> tuple[Any, Any]:
+    def update(grads: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         if params is None:
             raise ValueError("clip_adaptive compares gradients with parameters: call update(grads, state, params)")
         leaves, structure = _flatten(grads)
@@ -219,16 +219,7 @@ def clip_adaptive(
             rules.clip_adaptive(leaves, weights, clip_factor, eps=eps, unit_axis=unit_axis)
         ), state
 
-    return _transformation(lambda params: optax.EmptyState(), update)
-
-
-def _transformation(init: Any, update: Any) -> optax.GradientTransformation:
-    """A transformation that passes a tree without arrays, as masks leave them, and asks nothing of its threshold."""
-
-    def update_arrays(grads: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-        return update(grads, state, params) if jax.tree.leaves(grads) else (grads, state)
-
-    return optax.GradientTransformation(init, update_arrays)
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 
 
 def _flatten(tree: Any) -> tuple[list[Any], Any]:

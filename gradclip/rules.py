@@ -111,7 +111,7 @@ def clip_by_global_norm(
     >>> print(grads, norm)
     [array([0.6]), array([0.8])] 5.0
     """
-    tree = _Tree(grads)
+    tree = _Tree(grads, beside=(max_norm, norm))
     max_norm = _threshold(max_norm, tree.backend)
     measured = _measure(tree, ord, norm, nonfinite)
     return Clipped(tree.rebuild(tree.backend.scale(tree.arrays, measured, max_norm, nonfinite)), measured.value)
@@ -147,7 +147,7 @@ def clip_by_global_norm_(
     >>> print(clip_by_global_norm_(g, 1.0), g)
     5.0 [0.6 0.8]
     """
-    tree = _Tree(grads, in_place_of="clip_by_global_norm")
+    tree = _Tree(grads, in_place_of="clip_by_global_norm", beside=(max_norm, norm))
     max_norm = _threshold(max_norm, tree.backend)
     with tree.writing():
         measured = _measure(tree, ord, norm, nonfinite)
@@ -196,7 +196,7 @@ def clip_by_norm(grads: Tree, max_norm: Any, *, ord: float = 2, axis: int | tupl
     [[0.6 0.8]
      [0.3 0.4]]
     """
-    tree = _Tree(grads)
+    tree = _Tree(grads, beside=(max_norm,))
     clipped = _each_by_its_norm(tree, max_norm, ord, axis, tree.backend.scale, tree.backend.scale_slices)
     return tree.rebuild(clipped)
 
@@ -222,7 +222,7 @@ def clip_by_norm_(grads: Tree, max_norm: Any, *, ord: float = 2, axis: int | tup
     >>> print(g)
     [0.6 0.8]
     """
-    tree = _Tree(grads, in_place_of="clip_by_norm")
+    tree = _Tree(grads, in_place_of="clip_by_norm", beside=(max_norm,))
     with tree.writing():
         _each_by_its_norm(tree, max_norm, ord, axis, tree.backend.scale_, tree.backend.scale_slices_)
 
@@ -263,7 +263,7 @@ def clip_by_value(grads: Tree, limit: Any) -> Tree:
     >>> print(clip_by_value(np.array([3.0, -4.0, 0.5]), (-2.0, 1.0)))
     [ 1.  -2.   0.5]
     """
-    tree = _Tree(grads, taken=REAL)
+    tree = _Tree(grads, taken=REAL, beside=limit if isinstance(limit, (tuple, list)) else (limit,))
     low, high = _limits(limit, tree)
     return tree.rebuild([tree.backend.clamp(a, low, high) for a in tree.arrays])
 
@@ -289,7 +289,8 @@ def clip_by_value_(grads: Tree, limit: Any) -> None:
     >>> print(g)
     [ 1.  -1.   0.5]
     """
-    tree = _Tree(grads, taken=REAL, in_place_of="clip_by_value")
+    beside = limit if isinstance(limit, (tuple, list)) else (limit,)
+    tree = _Tree(grads, taken=REAL, in_place_of="clip_by_value", beside=beside)
     low, high = _limits(limit, tree)
     with tree.writing():
         for a in tree.arrays:
@@ -345,7 +346,7 @@ def clip_adaptive(
     [[0.3  0.06]
      [0.4  0.08]]
     """
-    tree = _Tree(grads)
+    tree = _Tree(grads, beside=(clip_factor, eps))
     backend = tree.backend
     clipped = _each_by_its_weights(tree, params, clip_factor, eps, unit_axis, backend.scale_slices)
     return tree.rebuild(clipped)
@@ -374,7 +375,7 @@ def clip_adaptive_(
     >>> print(g)
     [0.6 0.8]
     """
-    tree = _Tree(grads, in_place_of="clip_adaptive")
+    tree = _Tree(grads, in_place_of="clip_adaptive", beside=(clip_factor, eps))
     with tree.writing():
         _each_by_its_weights(tree, params, clip_factor, eps, unit_axis, tree.backend.scale_slices_)
 
@@ -385,13 +386,16 @@ def clip_adaptive_(
 class _Tree:
     """The arrays of a tree, checked, with their backend and what is needed to put the tree together again.
 
-    Of a sparse array, ``arrays`` holds the values, those of repeated indices summed.
+    Of a sparse array, ``arrays`` holds the values, those of repeated indices summed. A tree without arrays belongs to
+    the framework of the arguments ``beside`` it.
     """
 
-    def __init__(self, tree: Tree, *, taken: tuple[str, ...] = TAKEN, in_place_of: str = "") -> None:
+    def __init__(
+        self, tree: Tree, *, taken: tuple[str, ...] = TAKEN, in_place_of: str = "", beside: Sequence[Any] = ()
+    ) -> None:
         self.arrays: list[Any] = []
         self.structure = _map(self._take, tree)
-        self.backend = _backend_of_all(self.arrays, self.structure, taken)
+        self.backend = _backend_of_all(self.arrays, self.structure, taken, beside)
         self.places: Sequence[int] = range(len(self.arrays))  # of the arrays, among those of the structure
         if in_place_of:
             _check_writable(self, in_place_of)
@@ -492,8 +496,8 @@ def _backend_of(x: object) -> Backend:
     return _BACKENDS[kind]
 
 
-def _backend_of_all(arrays: Sequence[Any], tree: Tree, taken: tuple[str, ...]) -> Backend:
-    """The one backend of all arrays of a tree, NumPy's if there are none."""
+def _backend_of_all(arrays: Sequence[Any], tree: Tree, taken: tuple[str, ...], beside: Sequence[Any] = ()) -> Backend:
+    """The one backend of all arrays of a tree; if there are none, that of an array beside it, or NumPy's."""
     shared = None
     checked = set()
     for i, array in enumerate(arrays):
@@ -517,7 +521,7 @@ def _backend_of_all(arrays: Sequence[Any], tree: Tree, taken: tuple[str, ...]) -
             raise TypeError(
                 f"{_name(tree, i)} has dtype {backend.dtype_name(array.dtype)}; this function takes {', '.join(taken)}"
             )
-    return shared or _backend_of(np.float32(0))
+    return shared or next(filter(None, map(_backend_of, (*beside, np.float32(0)))))
 
 
 def _check_writable(tree: _Tree, functional: str) -> None:

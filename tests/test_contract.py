@@ -780,6 +780,23 @@ def test_rule_15_no_arrays(empty):
     assert gradclip.clip_by_norm([], 1.0) == gradclip.clip_by_value([], 1.0) == []
 
 
+def test_rule_15_no_arrays_but_a_threshold_of_the_framework(system):
+    """A tree without arrays belongs to the framework of what is passed beside it."""
+    c = system.array(2.0)
+    for clipped, norm in (
+        gradclip.clip_by_global_norm([None], c),
+        gradclip.clip_by_global_norm([None], c, ord=3, nonfinite="raise"),
+        gradclip.clip_by_global_norm([None], 1.0, norm=c),
+    ):
+        assert clipped == [None]
+        assert system.is_own(norm)
+    assert float(norm) == 2.0
+    assert gradclip.clip_by_norm([None], c) == gradclip.clip_by_value([None], (-c, c)) == [None]
+    assert gradclip.clip_adaptive([None], [None], c, eps=c) == gradclip.clip_by_value([None], c) == [None]
+    if system.in_place:
+        assert float(gradclip.clip_by_global_norm_([None], c)) == 0.0
+
+
 @pytest.mark.parametrize("ord", ORDERS)
 def test_rule_15_empty_arrays(system, ord):
     for shape, dtype in itertools.product(((0,), (3, 0), (0, 2, 1)), system.dtypes):

@@ -110,7 +110,7 @@ def _batches(arrays: Sequence[Array]) -> list[Array]:
     for a in arrays:
         if a.size < CHUNK:
             small.setdefault(a.dtype, []).append(a.reshape(-1))
-    return large + [jnp.concatenate(joined) for joined in small.values()]
+    return large + [jnp.concatenate(joined) for joined in small.values()] or [jnp.zeros(0)]
 
 
 def _measure_scaled(arrays: Sequence[Array], ord: float) -> tuple[Array, Array]:

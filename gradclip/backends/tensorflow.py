@@ -150,7 +150,7 @@ def _batches(arrays: Sequence[Array]) -> list[Array]:
     for f in flat:
         if f.shape[0] is not None and f.shape[0] < CHUNK:
             small.setdefault(f.dtype, []).append(f)
-    return large + [tf.concat(joined, 0) for joined in small.values()]
+    return large + [tf.concat(joined, 0) for joined in small.values()] or [tf.zeros(0)]
 
 
 def _block_norms(flat: Array) -> tuple[Array, Array]:

@@ -154,7 +154,8 @@ def _norm(arrays: Sequence[Array], mantissa: Any, scale: Any) -> Norm:
     if tensors and _on_host([*arrays, *tensors]):
         mantissa, scale = float(mantissa), float(scale)
     dtype = torch.float64 if any(a.dtype in WIDE for a in arrays) else torch.float32
-    return Norm(_scalar(mantissa * scale, dtype, arrays[0].device), mantissa, scale)
+    device = arrays[0].device if arrays else tensors[0].device if tensors else torch.device("cpu")
+    return Norm(_scalar(mantissa * scale, dtype, device), mantissa, scale)
 
 
 def _scalar(x: Any, dtype: torch.dtype, device: torch.device) -> Array:
