@@ -1,5 +1,7 @@
 """Gradient clipping that gives the same answer in NumPy, PyTorch, TensorFlow and JAX."""
 
+from . import thresholds
+from .history import NormHistory
 from .rules import (
     Clipped,
     NonFiniteGradientError,
@@ -19,6 +21,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Clipped",
     "NonFiniteGradientError",
+    "NormHistory",
     "clip_adaptive",
     "clip_adaptive_",
     "clip_by_global_norm",
@@ -28,4 +31,5 @@ __all__ = [
     "clip_by_value",
     "clip_by_value_",
     "global_norm",
+    "thresholds",
 ]

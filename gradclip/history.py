@@ -1,0 +1,289 @@
+"""A record of norms and thresholds: how often a run was clipped, and what to do about it."""
+
+from math import inf, isfinite, isnan, nan
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .thresholds import _entries, _norm, _number
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+# Okabe and Ito's, which readers with any colour vision can tell apart
+BLUE, VERMILION = "#0072B2", "#D55E00"
+
+
+class NormHistory:
+    """The norm before clipping and the threshold of every step of a run.
+
+    A step counts as clipped where its norm is above its threshold. Steps are counted from 0.
+
+    Attributes
+    ----------
+    norms, max_norms : list of float
+        What was recorded, one number a step. Norms may be NaN or infinite, thresholds infinite.
+
+    Examples
+    --------
+    >>> history = NormHistory()
+    >>> for norm in (0.5, 0.8, 3.0, 0.6):
+    ...     history.record(norm, max_norm=1.0)
+    >>> history.clip_fraction
+    0.25
+    >>> print(history.summary())
+    4 steps. Norm: median 0.7, 90th percentile 2.34, largest 3 (step 2).
+    Clipped: 1 step (25%).
+    """
+
+    def __init__(self) -> None:
+        self.norms: list[float] = []
+        self.max_norms: list[float] = []
+
+    def __len__(self) -> int:
+        return len(self.norms)
+
+    def record(self, norm: Any, max_norm: Any) -> None:
+        """Add a step.
+
+        Parameters
+        ----------
+        norm : float or 0-d array
+            The norm before clipping, of any framework. It is read on the host; on a GPU, that waits for it.
+        max_norm : float or 0-d array
+            The threshold; ``inf`` where there was none.
+
+        Raises
+        ------
+        TypeError
+            One of them is not a number or a 0-d array of them.
+        ValueError
+            One of them is negative, or ``max_norm`` is NaN. Nothing has been recorded then.
+        """
+        norm, max_norm = _norm(norm), _max_norm(max_norm)
+        self.norms.append(norm)
+        self.max_norms.append(max_norm)
+
+    @property
+    def clip_fraction(self) -> float:
+        """The share of all steps that were clipped, from 0 to 1; 0 before the first."""
+        return float(np.mean(self._clipped())) if self.norms else 0.0
+
+    def quantile(self, q: float) -> float:
+        """The norm below which a share of the finite norms lies, as ``numpy.quantile`` gives it.
+
+        Parameters
+        ----------
+        q : float
+            The share, from 0 to 1: 0.9 gives the 90th percentile.
+
+        Returns
+        -------
+        float
+            NaN where no finite norm has been recorded.
+
+        Raises
+        ------
+        ValueError
+            ``q`` is outside 0 to 1.
+
+        Examples
+        --------
+        >>> history = NormHistory()
+        >>> for norm in (1.0, 2.0, float("nan"), 4.0):
+        ...     history.record(norm, max_norm=3.0)
+        >>> history.quantile(0.5)
+        2.0
+        """
+        if not 0 <= q <= 1:
+            raise ValueError(f"q must be from 0 to 1, got {q}")
+        finite = self._finite()
+        return float(np.quantile(finite, q)) if finite.size else nan
+
+    def summary(self) -> str:
+        r"""What the norms say about the run, and what to do about it, in a few lines.
+
+        It says so when more than half of the steps were clipped, or none; when norms were not finite, and where first;
+        and when the norm rose or fell. For that, two things must hold of the finite norms: the median of their last
+        third is at least twice, or at most half, that of their first third; and Spearman's rank correlation ρ of norm
+        and step has \|ρ\|·√(n−1) > 3, as only 3 in 1000 histories of n norms in random order have.
+
+        Returns
+        -------
+        str
+            One line or more, without a line break at the end.
+
+        References
+        ----------
+        Godbole, Dahl, Gilmer, Shallue and Nado, *Deep learning tuning playbook*, 2023: set the threshold by the 90th
+        percentile of the norms; where more than half of the steps are clipped, lower the learning rate instead.
+
+        Examples
+        --------
+        >>> history = NormHistory()
+        >>> for step in range(100):
+        ...     history.record(norm=0.05 * (step + 1), max_norm=1.0)
+        >>> print(history.summary())
+        100 steps. Norm: median 2.53, 90th percentile 4.51, largest 5 (step 99).
+        Clipped: 80 steps (80%). That is more than half: lower the learning rate instead.
+        The norm rose: median 0.85 in the first third, 4.2 in the last. If the loss rises too, lower the learning rate.
+        """
+        if not self.norms:
+            return "No step has been recorded."
+        finite = self._finite()
+        first_line = f"{_steps(len(self))}."
+        if finite.size:
+            median, high, largest = self.quantile(0.5), self.quantile(0.9), float(finite.max())
+            first_line += f" Norm: median {median:.3g}, 90th percentile {high:.3g}, largest {largest:.3g}"
+            first_line += f" (step {self.norms.index(largest)})."
+        lines = [first_line, self._say_clipped(), self._say_trend(), self._say_nonfinite()]
+        return "\n".join(filter(None, lines))
+
+    def plot(self, ax: "Axes | None" = None) -> "Axes":
+        """Draw norms and thresholds over the steps, on a logarithmic axis.
+
+        Each clipped step has a dot at its norm, and a line from there down to its threshold. What a logarithmic axis
+        cannot show stands at its ends: norms of 0 below, norms that are not finite above.
+
+        Parameters
+        ----------
+        ax : matplotlib.axes.Axes, optional
+            Where to draw; in a new figure, when None.
+
+        Returns
+        -------
+        matplotlib.axes.Axes
+            For what is left to you: other limits, ``ax.figure.savefig("norms.png")``. A title goes above the legend with
+            ``ax.figure.suptitle``.
+
+        Raises
+        ------
+        ImportError
+            Matplotlib is not installed.
+        """
+        if ax is None:
+            import matplotlib.pyplot as plt
+
+            _, ax = plt.subplots()
+        norms, max_norms, clipped = np.array(self.norms), np.array(self.max_norms), self._clipped()
+        steps = np.arange(len(self))
+        heights, limits = _positive_or_gap(norms), _positive_or_gap(max_norms)
+        cuts = np.stack([heights, limits, np.full(len(self), nan)], axis=1)[clipped]  # much faster than vlines
+        share = f"clipped ({_percent(self.clip_fraction)} of the steps)"
+        ax.set(xlabel="step", ylabel="norm of the gradient", yscale="log")
+        ax.plot(steps, heights, color="0.6", linewidth=1, label="norm before clipping")
+        ax.plot(np.repeat(steps[clipped], 3), cuts.ravel(), color=BLUE, linewidth=0.8)
+        ax.plot(steps[clipped], heights[clipped], ".", color=BLUE, label=share)
+        ax.plot(steps, limits, color="black", linestyle="--", linewidth=1.5, label="threshold")
+        for where, height, marker, color, label in (
+            (norms == 0, 0, "v", "0.6", "norm of 0"),
+            (~np.isfinite(norms), 1, "x", VERMILION, "norm not finite"),
+        ):
+            if where.any():
+                (marks,) = ax.plot(steps[where], np.full(where.sum(), height), marker, color=color, label=label)
+                marks.set(transform=ax.get_xaxis_transform(), clip_on=False)
+        ax.legend(loc="lower left", bbox_to_anchor=(0, 1.01), ncols=3, frameon=False)  # inside, it would hide spikes
+        return ax
+
+    def state_dict(self) -> dict[str, Any]:
+        """The record as two lists, ``norms`` and ``max_norms``, for a checkpoint.
+
+        A number that is not finite, which JSON has no number for, is there as the text ``"nan"`` or ``"inf"``, which
+        ``float`` reads.
+        """
+        return {"norms": _encoded(self.norms), "max_norms": _encoded(self.max_norms)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from a state.
+
+        Raises
+        ------
+        TypeError, ValueError
+            This is no state of a `NormHistory`. Nothing has been changed then.
+        """
+        norms, max_norms = _entries(state, self, "norms", "max_norms")
+        norms = [_norm(x, "norms") for x in _decoded(norms, "norms")]
+        max_norms = [_max_norm(x, "max_norms") for x in _decoded(max_norms, "max_norms")]
+        if len(norms) != len(max_norms):
+            raise ValueError(
+                f"norms and max_norms must be as long as each other, got {len(norms)} and {len(max_norms)}"
+            )
+        self.norms, self.max_norms = norms, max_norms
+
+    def _clipped(self) -> Any:
+        return np.array(self.norms) > np.array(self.max_norms)  # False for NaN
+
+    def _finite(self) -> Any:
+        norms = np.array(self.norms)
+        return norms[np.isfinite(norms)]
+
+    def _say_clipped(self) -> str:
+        fraction = self.clip_fraction
+        said = f"Clipped: {_steps(int(self._clipped().sum()))} ({_percent(fraction)})."
+        if fraction > 0.5:
+            return f"{said} That is more than half: lower the learning rate instead."
+        if fraction > 0:
+            return said
+        start = f" {self.quantile(0.9):.3g}, the 90th percentile, is a start." if self._finite().size else ""
+        if min(self.max_norms) == inf:
+            return f"Clipped: none, for no step had a threshold.{start}"
+        return f"Clipped: none. The threshold changed nothing; if the loss spikes, lower it.{start}"
+
+    def _say_trend(self) -> str:
+        norms = self._finite()
+        third = len(norms) // 3
+        if third == 0:
+            return ""
+        first, last = float(np.quantile(norms[:third], 0.5)), float(np.quantile(norms[-third:], 0.5))
+        if first == last or 0.5 * max(first, last) < min(first, last):
+            return ""
+        _, places, counts = np.unique(norms, return_inverse=True, return_counts=True)
+        ranks = (np.cumsum(counts) - (counts - 1) / 2)[places]  # equal norms share the mean of their ranks
+        correlation = float(np.corrcoef(ranks, np.arange(len(norms)))[0, 1])
+        if abs(correlation) * (len(norms) - 1) ** 0.5 <= 3 or (correlation > 0) != (last > first):
+            return ""
+        medians = f"median {first:.3g} in the first third, {last:.3g} in the last"
+        if last > first:
+            return f"The norm rose: {medians}. If the loss rises too, lower the learning rate."
+        fixed = min(self.max_norms) == max(self.max_norms) < inf
+        advice = " A fixed threshold clips ever less; those of gradclip.thresholds follow the norm." if fixed else ""
+        return f"The norm fell: {medians}.{advice}"
+
+    def _say_nonfinite(self) -> str:
+        wrong = [step for step, norm in enumerate(self.norms) if not isfinite(norm)]
+        if not wrong:
+            return ""
+        nans = sum(isnan(norm) for norm in self.norms)
+        said = f"Not finite: {_steps(len(wrong))} ({nans} NaN, {len(wrong) - nans} infinite), first step {wrong[0]}."
+        return f'{said} To see which arrays, clip with nonfinite="raise".'
+
+
+def _max_norm(value: Any, name: str = "max_norm") -> float:
+    number = _number(value, name)
+    if not number >= 0:
+        raise ValueError(f"{name} must be ≥ 0, got {number} (a negative threshold would flip the update's sign)")
+    return number
+
+
+def _steps(count: int) -> str:
+    return f"{count} step{'s' * (count != 1)}"
+
+
+def _percent(fraction: float) -> str:
+    return f"{100 * fraction:.3g}%"
+
+
+def _positive_or_gap(x: Any) -> Any:
+    """The numbers that a logarithmic axis can show, the others as NaN."""
+    return np.where(np.isfinite(x) & (x > 0), x, nan)
+
+
+def _encoded(numbers: list[float]) -> list[float | str]:
+    return [x if isfinite(x) else str(x) for x in numbers]
+
+
+def _decoded(numbers: Any, name: str) -> list[Any]:
+    if not isinstance(numbers, list):
+        raise TypeError(f"{name} must be a list of numbers, got {numbers!r} of type {type(numbers).__name__}")
+    return [float(x) if x in ("nan", "inf") else x for x in numbers]
