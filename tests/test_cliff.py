@@ -1,0 +1,66 @@
+"""The movable figure of the cliff takes the same steps as the page's Python, and needs no file beside it."""
+
+import json
+import re
+import shutil
+import subprocess
+
+import nbformat
+import pytest
+
+from tools.notebooks import BOOK
+
+SCRIPT = BOOK / "_static" / "cliff.js"
+CELLS = nbformat.read(BOOK / "theory" / "the-cliff.ipynb", as_version=4).cells
+FIGURE = next(c for c in CELLS if "cliff.js" in c.source).outputs[0].data["text/html"]
+# What a cell reports of a run, and what the figure says of the same run.
+REPORTED = re.compile(r"^ *c = (\S+) +(not in the valley|valley from step (\d+)) +longest step +(\S+)", re.MULTILINE)
+SAID = re.compile(r"Longest step (\S+)\. (?:In the valley from step (\d+)|Not in the valley)")
+
+
+def reported(cell_that_has):
+    (cell,) = (c for c in CELLS if cell_that_has in c.source)
+    text = next(o.text for o in cell.outputs if o.output_type == "stream")
+    return [(c, longest, step or None) for c, _, step, longest in REPORTED.findall(text)]
+
+
+def said(start, thresholds):
+    node = shutil.which("node")
+    if node is None:
+        pytest.skip("needs Node.js to run the figure's script without a browser")
+    run = (
+        f"const cliff = require({json.dumps(str(SCRIPT))});"
+        f"for (const c of {json.dumps([None if c == 'inf' else float(c) for c in thresholds])})"
+        f"  console.log(cliff.outcome(cliff.descend(cliff.STARTS[{start}], c ?? Infinity), c ?? Infinity));"
+    )
+    lines = subprocess.run([node, "-e", run], capture_output=True, text=True, check=True).stdout.splitlines()
+    return [(c, *SAID.search(line).groups()) for c, line in zip(thresholds, lines, strict=True)]
+
+
+def test_the_figure_ends_where_the_cells_do():
+    from_python = reported("thresholds = [")
+    assert len(from_python) == 6
+    assert said(0, [c for c, _, _ in from_python]) == from_python
+
+
+def test_the_other_starts_end_where_the_cells_do():
+    from_python = reported("for other in [")
+    assert [c for c, _, _ in from_python] == ["1", "inf", "1", "inf"]
+    for start, its in [(1, from_python[:2]), (2, from_python[2:])]:
+        assert said(start, [c for c, _, _ in its]) == its
+
+
+def test_the_page_holds_the_script_whole():
+    assert SCRIPT.read_text(encoding="utf-8") in FIGURE
+    assert len(FIGURE) < 20_000
+
+
+def test_the_figure_takes_nothing_from_elsewhere():
+    addresses = set(re.findall(r"\w+://[^\s\"'`]+", FIGURE))
+    assert addresses == {"http://www.w3.org/2000/svg"}  # a name, never fetched
+    assert not re.search(r"\b(src=|import\(|fetch\(|XMLHttpRequest)", FIGURE)
+
+
+def test_without_the_script_the_page_says_what_is_missing():
+    before, _, _ = FIGURE.partition("<script>")
+    assert "needs JavaScript" in before
