@@ -154,7 +154,7 @@ class NormHistory:
         Returns
         -------
         matplotlib.axes.Axes
-            For what is left to you: other limits, ``ax.figure.savefig("norms.png")``. A title goes above the legend with
+            For what is left to you: other limits, ``ax.figure.savefig("norms.png")``. For a title above the legend, use
             ``ax.figure.suptitle``.
 
         Raises
@@ -181,8 +181,8 @@ class NormHistory:
             (~np.isfinite(norms), 1, "x", VERMILION, "norm not finite"),
         ):
             if where.any():
-                (marks,) = ax.plot(steps[where], np.full(where.sum(), height), marker, color=color, label=label)
-                marks.set(transform=ax.get_xaxis_transform(), clip_on=False)
+                x, y, ends = steps[where], np.full(where.sum(), height), ax.get_xaxis_transform()
+                ax.plot(x, y, marker, color=color, label=label, transform=ends, clip_on=False)
         ax.legend(loc="lower left", bbox_to_anchor=(0, 1.01), ncols=3, frameon=False)  # inside, it would hide spikes
         return ax
 

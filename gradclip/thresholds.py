@@ -403,7 +403,8 @@ def _entries(state: Any, owner: object, *names: str) -> list[Any]:
     if not isinstance(state, dict):
         raise TypeError(f"the state of a {kind} must be a dict, got {state!r} of type {type(state).__name__}")
     if state.keys() != set(names):
-        raise ValueError(f"the state of a {kind} has the keys {', '.join(names)}, got {', '.join(map(str, state))}")
+        got = ", ".join(map(str, state)) or "none"
+        raise ValueError(f"the state of a {kind} has the keys {', '.join(names)}, got {got}")
     return [state[name] for name in names]
 
 
