@@ -1,5 +1,6 @@
 """TensorFlow: ``tf.cond`` decides, eagerly or in a graph, so that gradients within the threshold pass untouched."""
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -8,7 +9,8 @@ from tensorflow.python.ops import control_flow_util
 
 NAME = "TensorFlow"
 BLOCK = 512  # elements whose squares are summed in their own precision; blocks are joined in float64
-CHUNK = 1 << 18  # smaller arrays are joined
+CHUNK = 1 << 18  # smaller arrays are joined: TensorFlow spends microseconds on each operation
+JOINED = 1 << 22  # as long as this many elements hold them, for joining copies them
 TINY = 2.0**-126  # the smallest normal float32
 MAX = tf.float64.max
 INF = float("inf")
@@ -101,7 +103,7 @@ def _in_xla() -> bool:
 
 def measure(arrays: Sequence[Array], ord: float) -> Norm:
     """The norm of all arrays joined."""
-    batches = _batches(arrays)
+    batches = [_join([arrays[i] for i in batch]) for batch in _batches(arrays)] or [tf.zeros(1)]
     if ord != 2:
         return _norm(arrays, *_measure_scaled(batches, ord))
     norms, lost = [], tf.zeros((), tf.float64)
@@ -142,22 +144,40 @@ def _parts(x: Array) -> tuple[Array, ...]:
     return (tf.math.real(x), tf.math.imag(x)) if x.dtype.is_complex else (x,)
 
 
-def _batches(arrays: Sequence[Array]) -> list[Array]:
-    """All elements as flat arrays, the small ones of each dtype joined: a graph of a few operations is soon made."""
-    flat = [tf.reshape(a, [-1]) for a in arrays]
-    large = [f for f in flat if f.shape[0] is None or f.shape[0] >= CHUNK]
-    small: dict[tf.DType, list[Array]] = {}
-    for f in flat:
-        if f.shape[0] is not None and f.shape[0] < CHUNK:
-            small.setdefault(f.dtype, []).append(f)
-    return large + [tf.concat(joined, 0) for joined in small.values()] or [tf.zeros(0)]
+def _batches(arrays: Sequence[Array]) -> list[list[int]]:
+    """The positions of arrays to be joined: the small ones of each dtype. The others stay by themselves."""
+    alone: list[list[int]] = []
+    small: dict[tf.DType, list[int]] = {}
+    room = JOINED
+    for i, a in enumerate(arrays):
+        n = a.shape.num_elements()
+        if n is None or n >= min(CHUNK, room):
+            alone.append([i])
+        else:
+            small.setdefault(a.dtype, []).append(i)
+            room -= n
+    return [*alone, *small.values()]
 
 
-def _block_norms(flat: Array) -> tuple[Array, Array]:
+def _join(arrays: Sequence[Array]) -> Array:
+    """One flat array; without an operation that would change nothing, for a thousand of those are felt."""
+    flat = [a if a.shape.rank == 1 else tf.reshape(a, [-1]) for a in map(tf.convert_to_tensor, arrays)]
+    return flat[0] if len(flat) == 1 else tf.concat(flat, 0)
+
+
+def _split(flat: Array, like: Sequence[Array]) -> list[Array]:
+    """The arrays that were joined."""
+    parts = [flat] if len(like) == 1 else tf.split(flat, [a.shape.num_elements() for a in like])
+    shapes = [a.shape if a.shape.is_fully_defined() else tf.shape(a) for a in like]
+    return [p if a.shape.rank == 1 else tf.reshape(p, s) for p, a, s in zip(parts, like, shapes, strict=True)]
+
+
+def _block_norms(flat: Array) -> list[Array]:
     """The norms of the blocks of a flat array, and of what is left over."""
     n = tf.size(flat) if flat.shape[0] is None else flat.shape[0]
     whole = n - n % BLOCK
-    return _two_norms(tf.reshape(flat[:whole], [-1, BLOCK])), _two_norms(flat[tf.newaxis, whole:])
+    blocks = _two_norms(tf.reshape(flat[:whole], [-1, BLOCK]))
+    return [blocks] if flat.shape[0] == whole else [blocks, _two_norms(flat[tf.newaxis, whole:])]
 
 
 @tf.custom_gradient  # type: ignore[untyped-decorator]
@@ -219,20 +239,21 @@ def _power_norm(moduli: Array, ord: float, axis: Sequence[int], keepdims: bool) 
 
 def scale(arrays: Sequence[Array], norm: Norm, max_norm: Any, nonfinite: str) -> list[Array]:
     """The arrays clipped to max_norm, given their norm."""
-    arrays = [tf.convert_to_tensor(a) for a in arrays]
+    batches = _batches(arrays)
+    flat = [_join([arrays[i] for i in batch]) for batch in batches]
     (factor, divisor), bad = _factors(norm, max_norm)
     if nonfinite == "keep":
         factor = tf.where(bad, tf.ones_like(factor), factor)
     clipped: list[Array] = tf.cond(
         (factor == 1) & (divisor == 1),
-        lambda: list(arrays),
-        lambda: tf.cond(
-            divisor == 1,
-            lambda: _times(arrays, factor),
-            lambda: _times(arrays, factor, divisor),
-        ),
+        lambda: list(flat),
+        lambda: tf.cond(divisor == 1, lambda: _times(flat, factor), lambda: _times(flat, factor, divisor)),
     )
-    return [tf.where(bad, tf.zeros_like(a), a) for a in clipped] if nonfinite == "zero" else clipped
+    if nonfinite == "zero":
+        clipped = [tf.where(bad, tf.zeros_like(a), a) for a in clipped]
+    parts = [_split(c, [arrays[i] for i in batch]) for c, batch in zip(clipped, batches, strict=True)]
+    by_place = dict(zip(itertools.chain(*batches), itertools.chain(*parts), strict=True))
+    return [by_place[i] for i in range(len(arrays))]
 
 
 def _factors(norm: Norm, max_norm: Any) -> tuple[tuple[Array, Array], Array]:
