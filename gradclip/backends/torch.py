@@ -59,7 +59,7 @@ def why_not_writable(x: Array) -> str | None:
         return "was made in inference mode, and is read-only outside of it"
     if (
         x.layout is torch.strided
-        and 0 in x.stride()
+        and not x.is_contiguous()
         and any(stride == 0 and n > 1 for stride, n in zip(x.stride(), x.shape, strict=True))
     ):
         return "is expanded: several of its elements share one place in memory"
@@ -131,9 +131,10 @@ def measure(arrays: Sequence[Array], ord: float) -> Norm:
     if ord == 2 and _on_host(arrays):
         norm, lost = 0.0, 0.0
         for dtype, its in groups.items():
-            norm = math.hypot(norm, _two_norm(its, _accumulator(dtype)))
+            its_norm, size = _two_norm(its, _accumulator(dtype))
+            norm = math.hypot(norm, its_norm)
             # A square below the smallest normal number is lost. That must not be felt in the sum.
-            lost += 2 * sum([a.numel() for a in its]) * (2.0**-1022 if dtype in WIDE else 2.0**-126)
+            lost += size * (2.0**-1022 if dtype in WIDE else 2.0**-126)
         if math.sqrt(lost) * 2**11 <= norm < math.inf:
             return _norm(arrays, norm, 1.0)
     if ord == 2 and not any(dtype in WIDE for dtype in groups):  # float64 holds the square of every float32
@@ -187,16 +188,18 @@ def _flat(x: Array) -> Array:
     return x.permute(order).reshape(-1)
 
 
-def _two_norm(arrays: Sequence[Array], dtype: torch.dtype) -> float:
-    """The 2-norm of arrays of one dtype, the squares summed in another."""
-    norms = []
+def _two_norm(arrays: Sequence[Array], dtype: torch.dtype) -> tuple[float, int]:
+    """The 2-norm of arrays of one dtype, the squares summed in another, and how many there are."""
+    norms, size = [], 0
     parts = [p for a in arrays for p in _parts(a)] if arrays[0].is_complex() else arrays
     for batch in _batches(parts, dtype):
-        whole = batch.numel() - batch.numel() % BLOCK
-        norms.append(torch.linalg.vector_norm(batch[:whole].view(-1, BLOCK), dim=1))
-        if whole < batch.numel():
-            norms.append(torch.linalg.vector_norm(batch[whole:]).reshape(1))
-    return float(torch.linalg.vector_norm(torch.cat(norms), dtype=torch.float64))
+        n = batch.numel()
+        size += n
+        if rest := n % BLOCK:
+            norms.append(torch.linalg.vector_norm(batch[n - rest :]).reshape(1))
+            batch = batch[: n - rest]
+        norms.append(torch.linalg.vector_norm(batch.view(-1, BLOCK), dim=1))
+    return float(torch.linalg.vector_norm(torch.cat(norms), dtype=torch.float64)), size
 
 
 def _batches(arrays: Iterable[Array], dtype: torch.dtype) -> Iterator[Array]:
