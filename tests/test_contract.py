@@ -158,6 +158,24 @@ def test_rule_3_many_small_arrays_are_as_accurate_as_a_large_one(system):
     assert float(gradclip.global_norm([g] * 3000)) == pytest.approx(want, rel=1e-6)
 
 
+def test_arrays_of_many_sizes_and_dtypes_keep_their_places(system):
+    """Backends join small arrays. Each must come back as itself, whatever its neighbours are."""
+    shapes = [(3,), (600, 500), (), (2, 1, 4), (0, 3), (512,), (70, 70), (1 << 18,), (5,), (1, 7)]
+    raw = np.random.default_rng(9)
+    dtypes = [system.reals[i % len(system.reals)] for i in range(3 * len(shapes))]
+    arrays = [system.array(raw.standard_normal(s), d) for s, d in zip(shapes * 3, dtypes, strict=True)]
+    exact = [values(a) for a in arrays]
+    want, norm = oracle.clip_by_global_norm(exact, 100.0), oracle.norm(exact)
+    clipped = gradclip.clip_by_global_norm(arrays, 100.0)
+    assert float(clipped.norm) == pytest.approx(norm, rel=1e-6)
+    for array, own, theirs in zip(arrays, clipped.grads, want, strict=True):
+        assert own.shape == array.shape
+        assert own.dtype == array.dtype
+        np.testing.assert_allclose(values(own), theirs, rtol=EPS.get(dtype_name(array), 1e-6), atol=1e-7)
+    for array, same in zip(arrays, gradclip.clip_by_global_norm(arrays, 1e4).grads, strict=True):
+        assert bits(same) == bits(array)
+
+
 # Rule 4: overflow-safe -----------------------------------------------------------------------------------------------
 
 

@@ -94,6 +94,23 @@ def test_a_traced_threshold(compiler):
         np.testing.assert_allclose(values(clip(g, system.array(c))), want, rtol=1e-6)
 
 
+@pytest.mark.parametrize("room", [10, 1 << 22])
+@pytest.mark.parametrize("shapes", [([None, 3], [None]), (None, [2, 3]), ([2, 3], [7])])
+def test_tensorflow_graphs_that_do_not_know_the_shapes(monkeypatch, shapes, room):
+    """Small arrays are joined, as long as there is room; arrays of unknown size never are."""
+    monkeypatch.setattr("gradclip.backends.tensorflow.JOINED", room)
+    signature = [[tf.TensorSpec(s, d) for s in shapes for d in (tf.float32, tf.float64)]]
+    clip = tf.function(lambda grads: gradclip.clip_by_global_norm(grads, 1.0), input_signature=signature)
+    known = [(2, 3), (2, 3) if shapes == (None, [2, 3]) else (7,)]
+    raw = [np.arange(1.0, 1 + np.prod(s)).reshape(s) for s in known for _ in range(2)]
+    clipped, norm = clip([tf.constant(r, spec.dtype) for r, spec in zip(raw, signature[0], strict=True)])
+    want, exact = oracle.clip_by_global_norm(raw, 1.0), oracle.norm(raw)
+    assert float(norm) == pytest.approx(exact, rel=1e-6)
+    for own, theirs in zip(clipped, want, strict=True):
+        assert own.shape == theirs.shape
+        np.testing.assert_allclose(values(own), theirs, rtol=1e-6)
+
+
 @pytest.mark.parametrize("compiler", COMPILERS)
 def test_raise_is_refused_at_trace_time(compiler):
     name, compile = COMPILERS[compiler]
