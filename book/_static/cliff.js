@@ -80,7 +80,10 @@
     .cliff-move svg { display: block; width: 100%; background: #fff; color: #222; }
     .cliff-move svg text { font: 13px/1.2 system-ui, sans-serif; fill: currentColor; }
     .cliff-move .outcome { margin: .6rem 0 0; min-height: 3em; font-variant-numeric: tabular-nums; }
-    html[data-theme="dark"] .cliff-move svg { filter: brightness(0.88); }`;
+    html[data-theme="dark"] .cliff-move svg { filter: brightness(0.88); }
+    /* The theme puts such output on a light card. */
+    html[data-theme="dark"] .bd-content div.cell_output .text_html:has(div.cliff-move div.cliff-row) {
+      background: none; color: inherit; padding: 0; }`;
 
   let mapOfErrors; // drawn once for all figures and sizes
 
