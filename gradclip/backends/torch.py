@@ -1,7 +1,9 @@
 """PyTorch: on the CPU a plain ``if`` decides; on a GPU, under autograd or a compiler, the factor stays a tensor."""
 
 import functools
+import importlib.util
 import math
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -83,6 +85,28 @@ _PLAIN = (torch.Tensor, torch.nn.Parameter)
 writing = torch.no_grad  # the context in which rules.py writes in place
 
 
+def _kernels(arrays: Sequence[Array]) -> Any:
+    """The module of CUDA kernels, where arrays like these can use it: for no derivative, with nothing that traces."""
+    if torch.compiler.is_compiling() or not arrays or not arrays[0].is_cuda:
+        return None
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        return None
+    if torch.is_grad_enabled() and any(a.requires_grad for a in arrays):
+        return None
+    return _triton_kernels()
+
+
+@functools.cache
+def _triton_kernels() -> Any:
+    """The module, None where there is no Triton, or where importing it would end the process.
+
+    TensorFlow 2.21 and Triton from 3.7 on each bring an LLVM. The two get along only if Triton comes first.
+    """
+    if "triton" not in sys.modules and ("tensorflow" in sys.modules or not importlib.util.find_spec("triton")):
+        return None
+    return importlib.import_module("gradclip.backends.triton_kernels")
+
+
 # Sparse arrays --------------------------------------------------------------------------------------------------------
 
 
@@ -127,6 +151,8 @@ def rows_of(dense: Array, x: Array) -> Array:
 
 def measure(arrays: Sequence[Array], ord: float) -> Norm:
     """The norm of all arrays joined."""
+    if ord == 2 and (kernels := _kernels(arrays)) and (measured := kernels.measure(arrays)):
+        return Norm(*measured)
     groups = _by_dtype(arrays)
     if ord == 2 and _on_host(arrays):
         norm, lost = 0.0, 0.0
@@ -249,7 +275,9 @@ def scale(arrays: Sequence[Array], norm: Norm, max_norm: Any, nonfinite: str) ->
 
 
 def scale_(arrays: Sequence[Array], norm: Norm, max_norm: Any, nonfinite: str) -> None:
-    """The same in place. Where nothing is clipped, and the host knows, nothing is written."""
+    """The same in place. Where nothing is clipped, and the host or a kernel knows, nothing is written."""
+    if (kernels := _kernels(arrays)) and kernels.scale_(arrays, norm, max_norm, nonfinite):
+        return
     factors, zero = _factors(arrays, norm, max_norm, nonfinite)
     if all(isinstance(f, float) for f in factors):
         for f in factors:

@@ -1,0 +1,414 @@
+"""CUDA: the 2-norm of any number of arrays, and their scaling in place, in three launches and without a wait.
+
+`sum_squares` reads every gradient once, `join` makes a norm of what it has found, and `multiply` reads that norm on the
+device and returns at once, without a look at any gradient, where it calls for no clipping. What cannot be done here,
+`backends.torch` does with PyTorch's own operations.
+"""
+
+import contextlib
+import functools
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import triton
+import triton.language as tl
+
+# A program adds up squares in LANES places, and has STEP bytes on their way to it at a time: four times 16 for each
+# of its threads. Four such programs fill a multiprocessor, and 64 KB on their way keep its memory busy. They take
+# turns with the chunks that the gradients are cut into, CHUNK bytes each.
+LANES = 2048
+STEP = 16384
+CHUNK = 65536
+PROGRAMS = 4  # on each multiprocessor
+# Newer versions of Triton ask to be told whether x·x + sum may become one operation.
+OPTIONS = {"num_warps": 8, "enable_fp_fusion": True}
+
+ALIGNED = 16  # bytes that one thread reads at once, at an address that is a multiple of them
+KINDS = {torch.float16: 0, torch.bfloat16: 1, torch.float32: 2, torch.float64: 3}
+REAL = {torch.complex64: torch.float32, torch.complex128: torch.float64}
+
+Array = Any  # torch.Tensor
+
+
+class Table(NamedTuple):
+    """Where the gradients are, in device memory: a row of addresses, and one of 4·length + kind, for each chunk."""
+
+    rows: Array
+    chunks: int
+    kinds: int  # a bit for each kind of number that there is
+    programs: int
+
+
+# Which arrays, and where ----------------------------------------------------------------------------------------------
+
+
+def table(arrays: Sequence[Array]) -> Table | None:
+    """The table of these arrays; None if they are not of the kind that the kernels take."""
+    device = arrays[0].device
+    places = []
+    for a in arrays:
+        if type(a) not in _PLAIN or a.device != device or a.layout is not torch.strided or not _is_dense(a):
+            return None
+        places.append((a.data_ptr(), a.numel(), a.dtype))
+    return _table(tuple(places), device)
+
+
+_PLAIN = (torch.Tensor, torch.nn.Parameter)
+
+
+def _is_dense(x: Array) -> bool:
+    """Whether the elements fill one stretch of memory, in whatever order."""
+    if x.is_contiguous():
+        return True
+    expected = 1
+    for stride, length in sorted(zip(x.stride(), x.shape, strict=True)):
+        if length > 1:
+            if stride != expected:
+                return False
+            expected *= length
+    return True
+
+
+# Tables by device, stream and the arrays' places. A table says where to look and not what is there. So none is ever out
+# of date: equal addresses, lengths and dtypes have an equal table, whoever owns the memory. It belongs to one stream,
+# for another would not wait until it is copied to the device, nor keep its memory from others until it is used.
+_TABLES: OrderedDict[tuple[Any, ...], Table | None] = OrderedDict()
+_MOST = 16  # tables that are kept: 2 MB of device memory for each 4 GB of gradients
+_CAPTURED: list[Any] = []  # what CUDA graphs read at each replay, for good
+
+
+def _table(places: tuple[tuple[int, int, torch.dtype], ...], device: torch.device) -> Table | None:
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        return _captured_table(places, device)
+    stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
+    key = (device, stream, places)
+    if key in _TABLES:
+        _TABLES.move_to_end(key)
+    else:
+        rows, kinds = _rows(places)
+        if device.type == "cuda":
+            _reserve(rows.nbytes)
+        host = torch.from_numpy(rows)
+        # From pinned memory the copy does not wait; PyTorch reuses that memory only after it.
+        on_device = host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host
+        _TABLES[key] = _described(on_device, kinds)
+        if len(_TABLES) > _MOST:
+            _TABLES.popitem(last=False)
+    return _TABLES[key]
+
+
+def _described(rows: Array, kinds: int) -> Table | None:
+    chunks = rows.shape[1]
+    return Table(rows, chunks, kinds, min(chunks, _programs(rows.device))) if chunks else None
+
+
+@functools.cache
+def _programs(device: torch.device) -> int:
+    if device.type != "cuda":
+        return 3  # in Triton's interpreter: enough to take turns
+    return PROGRAMS * int(torch.cuda.get_device_properties(device).multi_processor_count)
+
+
+def _rows(places: Sequence[tuple[int, int, torch.dtype]]) -> tuple[np.ndarray, int]:
+    """The rows of a table, and the kinds of number in it.
+
+    Behind its first chunk, which ends at a multiple of 16 bytes, every chunk of an array begins at one.
+    """
+    kinds = {KINDS[REAL.get(dtype, dtype)] for _, _, dtype in places}
+    places = [place for place in places if place[1]]
+    start = np.array([address for address, _, _ in places], np.int64)
+    kind = np.array([KINDS[REAL.get(dtype, dtype)] for _, _, dtype in places], np.int64)
+    complex_parts = np.array([1 + (dtype in REAL) for _, _, dtype in places], np.int64)
+    bytes_each = np.array([2, 2, 4, 8], np.int64)[kind]
+    length = bytes_each * complex_parts * np.array([n for _, n, _ in places], np.int64)
+    first = np.minimum(-start % ALIGNED, length)  # bytes before the first multiple; 0 for most
+    later = -(-(length - first) // CHUNK)
+    counts = (first > 0) + later
+    array = np.repeat(np.arange(len(places)), counts)
+    number = np.arange(len(array)) - np.repeat(np.cumsum(counts) - counts, counts)  # of the chunk in its array
+    number -= first[array] > 0  # −1: the chunk before the first multiple
+    begin = np.where(number < 0, 0, first[array] + number * CHUNK)
+    end = np.where(number < 0, first[array], np.minimum(begin + CHUNK, length[array]))
+    rows = np.stack([start[array] + begin, (end - begin) // bytes_each[array] * 4 + kind[array]])
+    return rows, sum(1 << kind for kind in kinds)
+
+
+# CUDA graphs ----------------------------------------------------------------------------------------------------------
+# At each replay a graph copies its table from the same pinned memory, which therefore is its own for good. While it is
+# captured, no such memory can be asked for, and no kernel be compiled. So calls outside of graphs, such as those of a
+# warm-up, set memory aside. Where none is left, or a kernel has not run yet, PyTorch's operations do the work.
+
+_SPARE: list[Array] = []  # pinned memory that no graph has taken yet
+_RUN: set[tuple[Any, ...]] = set()  # the variants of the kernels that have run
+
+
+def _reserve(size: int) -> None:
+    if not _SPARE or _SPARE[-1].nbytes < 2 * size:
+        _SPARE[:] = [torch.empty(max(1 << 20, 8 * size), dtype=torch.uint8, pin_memory=True)]
+
+
+def _captured_table(places: Sequence[tuple[int, int, torch.dtype]], device: torch.device) -> Table | None:
+    rows, kinds = _rows(places)
+    if not _SPARE or _SPARE[-1].nbytes < rows.nbytes:
+        return None
+    host = _SPARE[-1][: rows.nbytes].view(torch.int64).view(rows.shape)
+    _SPARE[-1] = _SPARE[-1][-(-rows.nbytes // 64) * 64 :]
+    host.copy_(torch.from_numpy(rows))
+    on_device = host.to(device, non_blocking=True)
+    _CAPTURED.append(host)
+    return _described(on_device, kinds)
+
+
+def _may_launch(*variant: Any) -> bool:
+    """Whether a variant of a kernel can be launched now; it is taken to run from now on."""
+    if variant[0].type == "cuda" and torch.cuda.is_current_stream_capturing():
+        return variant in _RUN
+    _RUN.add(variant)
+    return True
+
+
+def _current(device: torch.device) -> Any:
+    """A launch goes to the current device."""
+    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
+
+
+def _on(device: torch.device, x: Any) -> Array:
+    """A number as a float64 of this device; filling makes it wait for no one, copying from the CPU would."""
+    if isinstance(x, torch.Tensor) and (x.device == device or not x.is_cpu):
+        return x.to(device, torch.float64)
+    return torch.full((), float(x), dtype=torch.float64, device=device)
+
+
+# The norm -------------------------------------------------------------------------------------------------------------
+
+
+def measure(arrays: Sequence[Array]) -> tuple[Array, Array, Array] | None:
+    """The norm as it is returned, its mantissa and its scale; None where PyTorch must measure."""
+    found = table(arrays)
+    if found is None or not _may_launch(arrays[0].device, found.kinds):
+        return None
+    device = arrays[0].device
+    partials = torch.empty((3, found.programs), dtype=torch.float64, device=device)
+    value = torch.empty((), dtype=torch.float64 if found.kinds & 8 else torch.float32, device=device)
+    mantissa, scale = (torch.empty((), dtype=torch.float64, device=device) for _ in range(2))
+    with _current(device):
+        sum_squares[(found.programs,)](
+            found.rows, found.chunks, partials, found.programs, found.kinds, LANES, STEP, **OPTIONS
+        )
+        block = triton.next_power_of_2(_programs(device))
+        join[(1,)](partials, found.programs, value, mantissa, scale, found.kinds, block, **OPTIONS)
+    return value, mantissa, scale
+
+
+@triton.jit(do_not_specialize=["chunks", "programs"])
+def sum_squares(rows, chunks, partials, programs, KINDS: tl.constexpr, LANES: tl.constexpr, STEP: tl.constexpr):
+    """Each program's share of the squares, summed in three parts: those of big, of medium and of small numbers.
+
+    Squares are summed in float64, which holds the square of any smaller float: neither can they overflow nor vanish,
+    and their sum is as exact as anyone needs. The arithmetic hides behind the reading: a Hopper chip converts four
+    numbers in the time in which it reads one float32, and two in that of one float16. No such float holds the square of
+    a float64. Those are summed as Blue (1978) does it, the big and the small ones scaled before they are squared.
+
+    Which program takes which chunk, and the order of every sum, are fixed. So the norm is the same, bit for bit, each
+    time.
+    """
+    program = tl.program_id(0)
+    medium = tl.zeros([LANES], tl.float64)
+    big = tl.zeros([LANES], tl.float64)
+    small = tl.zeros([LANES], tl.float64)
+    for chunk in range(program, chunks, programs):
+        address = tl.load(rows + chunk)
+        described = tl.load(rows + chunks + chunk)
+        kind = described & 3
+        n = (described >> 2).to(tl.int32)
+        if KINDS & 1:
+            if kind == 0:
+                medium = add_squares(medium, address, n, tl.float16, LANES, STEP // 2)
+        if KINDS & 2:
+            if kind == 1:
+                medium = add_squares(medium, address, n, tl.bfloat16, LANES, STEP // 2)
+        if KINDS & 4:
+            if kind == 2:
+                medium = add_squares(medium, address, n, tl.float32, LANES, STEP // 4)
+        if KINDS & 8:
+            if kind == 3:
+                big, medium, small = add_wide_squares(big, medium, small, address, n, LANES)
+    tl.store(partials + program, tl.sum(medium))
+    if KINDS & 8:
+        tl.store(partials + programs + program, tl.sum(big))
+        tl.store(partials + 2 * programs + program, tl.sum(small))
+
+
+@triton.jit
+def add_squares(sums, address, n, DTYPE: tl.constexpr, LANES: tl.constexpr, STEP: tl.constexpr):
+    lanes = tl.arange(0, LANES)
+    start = address.to(tl.pointer_type(DTYPE))
+    # Only a chunk that begins at a multiple of 16 bytes has a whole step. What is said of these pointers alone lets
+    # each thread read 16 bytes at once, for the mask of the others forbids it.
+    aligned = tl.multiple_of(address.to(tl.pointer_type(DTYPE)), 16)
+    whole = n // STEP * STEP
+    for begin in range(0, whole, STEP):
+        for part in tl.static_range(STEP // LANES):
+            x = tl.load(aligned + begin + part * LANES + lanes).to(tl.float64)
+            sums += x * x
+    for begin in range(whole, n, LANES):
+        x = tl.load(start + begin + lanes, begin + lanes < n, 0.0).to(tl.float64)
+        sums += x * x
+    return sums
+
+
+@triton.jit
+def add_wide_squares(big, medium, small, address, n, LANES: tl.constexpr):
+    lanes = tl.arange(0, LANES)
+    start = address.to(tl.pointer_type(tl.float64))
+    aligned = tl.multiple_of(address.to(tl.pointer_type(tl.float64)), 16)
+    whole = n // LANES * LANES
+    for begin in range(0, whole, LANES):
+        big, medium, small = add_by_size(big, medium, small, tl.load(aligned + begin + lanes))
+    for begin in range(whole, n, LANES):
+        x = tl.load(start + begin + lanes, begin + lanes < n, 0.0)
+        big, medium, small = add_by_size(big, medium, small, x)
+    return big, medium, small
+
+
+@triton.jit
+def add_by_size(big, medium, small, x):
+    is_big = tl.abs(x) > 2.0**486
+    is_small = tl.abs(x) < 2.0**-511
+    scaled = x * tl.where(is_big, 2.0**-538, tl.where(is_small, 2.0**537, 1.0))
+    square = scaled * scaled
+    big += tl.where(is_big, square, 0.0)
+    small += tl.where(is_small, square, 0.0)
+    medium += tl.where(is_big | is_small, 0.0, square)  # NaN is neither
+    return big, medium, small
+
+
+@triton.jit(do_not_specialize=["programs"])
+def join(partials, programs, value, mantissa, scale, KINDS: tl.constexpr, BLOCK: tl.constexpr):
+    """The norm, as mantissa·scale: of float64 numbers it may fit that type though no square of them does."""
+    at = tl.arange(0, BLOCK)
+    squares = tl.sum(tl.load(partials + at, at < programs, 0.0))
+    unit = tl.full((), 1.0, tl.float64)
+    if KINDS & 8:
+        big = tl.sum(tl.load(partials + programs + at, at < programs, 0.0))
+        small = tl.sum(tl.load(partials + 2 * programs + at, at < programs, 0.0))
+        # Squares of small numbers do not count beside those of big ones, nor beside a sum of medium ones that is large.
+        if big > 0:
+            squares = big + squares * 2.0**-538 * 2.0**-538
+            unit = tl.full((), 2.0**538, tl.float64)
+        elif squares < 2.0**-900:
+            squares = small + squares * 2.0**537 * 2.0**537
+            unit = tl.full((), 2.0**-537, tl.float64)
+    root = tl.sqrt(squares)
+    tl.store(mantissa, root)
+    tl.store(scale, unit)
+    tl.store(value, (root * unit).to(value.dtype.element_ty))
+
+
+# Clipping by a norm ---------------------------------------------------------------------------------------------------
+
+
+def scale_(arrays: Sequence[Array], norm: Any, max_norm: Any, nonfinite: str) -> bool:
+    """Clips the arrays in place, given their norm on the same device; False where PyTorch must."""
+    device = arrays[0].device
+    threshold = max_norm.to(device) if isinstance(max_norm, torch.Tensor) and not max_norm.is_cpu else None
+    found = table(arrays)
+    variant = norm.value.dtype, nonfinite, threshold is not None and threshold.dtype
+    if found is None or not _may_launch(device, found.kinds, *variant):
+        return False
+    with _current(device):
+        multiply[(found.programs,)](
+            found.rows,
+            found.chunks,
+            found.programs,
+            norm.value,
+            _on(device, norm.mantissa),
+            _on(device, norm.scale),
+            float(max_norm) if threshold is None else 0.0,
+            threshold,
+            nonfinite,
+            found.kinds,
+            LANES,
+            STEP,
+            **OPTIONS,
+        )
+    torch.autograd.graph.increment_version(arrays)
+    return True
+
+
+@triton.jit(do_not_specialize=["chunks", "programs"], do_not_specialize_on_alignment=["value", "mantissa", "threshold"])
+def multiply(
+    rows,
+    chunks,
+    programs,
+    value,
+    mantissa,
+    scale,
+    max_norm: tl.float64,  # else Triton would round it to float32
+    threshold,  # where max_norm is, if the device alone knows it
+    NONFINITE: tl.constexpr,
+    KINDS: tl.constexpr,
+    LANES: tl.constexpr,
+    STEP: tl.constexpr,
+):
+    """Clips by the rules of the contract. Every program works out the factor: that takes less time than a launch."""
+    n = tl.load(value)
+    m = tl.load(mantissa)
+    s = tl.load(scale)
+    c = tl.full((), max_norm, tl.float64)
+    if threshold is not None:
+        c = tl.load(threshold).to(tl.float64)
+    keep = (n <= c.to(n.dtype)) | (c == float("inf"))
+    finite = tl.abs(m) < float("inf")
+    bad = (keep | finite) == 0
+    ratio = tl.where(c >= 0, c / m / s, float("nan"))
+    # Too small for a float32: multiply twice by its root, each time by a normal number.
+    tiny = (ratio < 2.0**-126) & (c > 0)
+    root = tl.sqrt(c / m) / tl.sqrt(s)
+    first = tl.where(
+        keep, 1.0, tl.where(bad, 1.0 if NONFINITE == "keep" else float("nan"), tl.where(tiny, root, ratio))
+    )
+    second = tl.where(tiny & finite, root, 1.0)
+    zero = bad & (NONFINITE == "zero")
+    if first != 1.0:
+        # The last chunks first: of what the norm was taken of, they are still in the cache.
+        for turn in range(tl.program_id(0), chunks, programs):
+            chunk = chunks - 1 - turn
+            address = tl.load(rows + chunk)
+            described = tl.load(rows + chunks + chunk)
+            kind = described & 3
+            length = (described >> 2).to(tl.int32)
+            if KINDS & 1:
+                if kind == 0:
+                    multiply_chunk(address, length, first, second, zero, tl.float16, tl.float32, LANES, STEP // 2)
+            if KINDS & 2:
+                if kind == 1:
+                    multiply_chunk(address, length, first, second, zero, tl.bfloat16, tl.float32, LANES, STEP // 2)
+            if KINDS & 4:
+                if kind == 2:
+                    multiply_chunk(address, length, first, second, zero, tl.float32, tl.float32, LANES, STEP // 4)
+            if KINDS & 8:
+                if kind == 3:
+                    multiply_chunk(address, length, first, second, zero, tl.float64, tl.float64, LANES, STEP // 8)
+
+
+@triton.jit
+def multiply_chunk(
+    address, n, first, second, zero, DTYPE: tl.constexpr, WIDE: tl.constexpr, LANES: tl.constexpr, STEP: tl.constexpr
+):
+    """Half precision is multiplied in float32, and rounded once."""
+    steps = tl.arange(0, STEP)
+    lanes = tl.arange(0, LANES)
+    start = address.to(tl.pointer_type(DTYPE))
+    aligned = tl.multiple_of(address.to(tl.pointer_type(DTYPE)), 16)
+    whole = n // STEP * STEP
+    for begin in range(0, whole, STEP):
+        x = tl.load(aligned + begin + steps).to(WIDE) * first.to(WIDE) * second.to(WIDE)
+        tl.store(aligned + begin + steps, tl.where(zero, 0.0, x).to(DTYPE))
+    for begin in range(whole, n, LANES):
+        mask = begin + lanes < n
+        x = tl.load(start + begin + lanes, mask, 0.0).to(WIDE) * first.to(WIDE) * second.to(WIDE)
+        tl.store(start + begin + lanes, tl.where(zero, 0.0, x).to(DTYPE), mask)
