@@ -37,6 +37,13 @@ rm -f "$succeeded"
     "$venv/bin/python" -m pip install --disable-pip-version-check --no-input --progress-bar off \
         ${constraints:+-c "$constraints"} -e '.[all]' 2>&1 && : >"$succeeded"
 } | tee "$log" | grep --line-buffered -oE 'Downloading .*[(][0-9]{2,}[.][0-9] MB\)|Installing collected packages'
+if [ -f "$succeeded" ] && [ "$(uname -s)" = Linux ] && [ ! -d "$venv/triton" ]; then
+    # The tests run the CUDA kernels in Triton's interpreter. Triton and TensorFlow in one process crash, and PyTorch
+    # imports Triton where it finds it: so it stays out of site-packages. It is the one of torch 2.13's CUDA builds.
+    rm -f "$succeeded"
+    "$venv/bin/python" -m pip install --disable-pip-version-check --no-input --progress-bar off --quiet --no-deps \
+        --target "$venv/triton" triton==3.7.1 >>"$log" 2>&1 && : >"$succeeded"
+fi
 [ -f "$succeeded" ] && exit 0
 
 if grep -qE 'NewConnectionError|NameResolutionError|ConnectTimeoutError|ReadTimeoutError|ProxyError|SSLError|Connection (aborted|broken|refused|reset)' "$log"; then
