@@ -1,8 +1,8 @@
 """Pascanu's temporal order task, for many runs at once: a recurrent network in NumPy, with its gradients by hand.
 
-There are six symbols. One of the first two stands early in a sequence, and one near its middle; all the others are noise.
-At the end, the network says which two it saw, and in which order: four classes. After the second of them comes half of
-the sequence, and through all of that the gradient must come back.
+There are six symbols. One of the first two stands early in a sequence, and one near its middle; the others are noise. At
+the end, the network says which two it saw, and in which order: four classes. After the second of them comes half of the
+sequence, and through all of that the gradient must come back.
 
 Every array has a leading axis that counts the runs. A run has its own parameters, data and threshold.
 """
@@ -152,7 +152,7 @@ def train(
         for step in range(start, min(start + check_every, steps)):
             with np.errstate(over="ignore", invalid="ignore"):  # without clipping, a norm may leave float32
                 loss, grad, wrong = gradient(theta, symbols[step - start], classes[step - start])
-            norm = np.sqrt(np.einsum("ij,ij->i", grad, grad))
+                norm = np.sqrt(np.einsum("ij,ij->i", grad, grad))
             limit = max_norms[alive]
             scale = np.divide(limit, norm, out=np.ones_like(norm), where=norm > limit)
             theta -= (rates[alive] * scale)[:, None] * grad
