@@ -16,22 +16,27 @@ They take the same arguments and differ from PyTorch's in the following.
   another. PyTorch counts and scales them twice.
 - **norm_type** must be above 0. PyTorch takes 0, and counts tensors with it, not elements.
 - **foreach** is accepted and has no effect, since there is one implementation, and it is fast for many small tensors.
+
+`fold_into` has no counterpart there: a fused optimizer clips in its own step, and the gradients are not written twice.
 """
 
 import types
 import warnings
+import weakref
 from collections.abc import Iterable
 from typing import Any
 
 import torch
 
 from . import rules
+from .backends import torch as backend
 
 __all__ = [
     "NonFiniteGradientError",
     "clip_grad_norm_",
     "clip_grad_value_",
     "clip_grads_with_norm_",
+    "fold_into",
     "get_total_norm",
 ]
 
@@ -247,6 +252,106 @@ def clip_grads_with_norm_(
     tensor([0.6000, 0.8000])
     """
     rules.clip_by_global_norm_(_grads(parameters), max_norm, norm=total_norm)
+
+
+@torch.no_grad()
+def fold_into(optimizer: torch.optim.Optimizer, norm: Any, max_norm: Any) -> None:
+    """Let the next step of a fused optimizer clip the gradients, for nothing: it reads and writes them anyway.
+
+    Call it before each ``optimizer.step()`` (without a closure). With n the norm and c the threshold, the step divides
+    all gradients by n/c where n > c, and takes them as they are, bit for bit, where n ≤ c. Where n is NaN or infinite,
+    it changes neither parameters nor the optimizer's state, whatever c is. A later step knows nothing of it. Whether
+    the step leaves ``.grad`` clipped is PyTorch's affair.
+
+    With ``torch.amp.GradScaler``, n is the norm of gradients without its scale. Call ``scaler.unscale_(optimizer)``,
+    measure, fold, and call ``scaler.step(optimizer)``; or leave ``unscale_`` out, and hand in the norm of the scaled
+    gradients divided by the scale. Either way, the scaler decides which steps are skipped.
+
+    Parameters
+    ----------
+    optimizer : torch.optim.Adam, AdamW or SGD
+        Made with ``fused=True``, for all of its parameter groups.
+    norm : float or 0-d tensor
+        The norm n ≥ 0 of all gradients, as `gradclip.global_norm` and `get_total_norm` give it.
+    max_norm : float or 0-d tensor
+        The threshold c ≥ 0, in the unit of the gradients. ``inf`` clips nothing; 0 makes every gradient 0. Where only
+        the device knows that it is negative or NaN, the step is skipped.
+
+    Raises
+    ------
+    TypeError
+        ``optimizer`` is none, or has no fused step; ``norm`` or ``max_norm`` is not a number.
+    ValueError
+        ``optimizer`` was made without ``fused=True``; ``norm`` or ``max_norm`` is negative, or ``max_norm`` is NaN.
+
+    References
+    ----------
+    ``grad_scale`` and ``found_inf``, which the fused steps of PyTorch 2 read for ``torch.amp.GradScaler``.
+
+    Examples
+    --------
+    >>> import torch
+    >>> w = torch.nn.Parameter(torch.zeros(2))
+    >>> optimizer = torch.optim.SGD([w], lr=1.0, fused=True)
+    >>> w.grad = torch.tensor([3.0, 4.0])
+    >>> fold_into(optimizer, get_total_norm([w.grad]), max_norm=1.0)
+    >>> optimizer.step()
+    >>> print(w.data)
+    tensor([-0.6000, -0.8000])
+    """
+    name = type(optimizer).__name__
+    if not isinstance(optimizer, torch.optim.Optimizer) or "fused" not in optimizer.defaults:
+        raise TypeError(
+            f"optimizer must be one with a fused step, such as Adam, AdamW or SGD of torch.optim, got {name}"
+        )
+    if not all(group["fused"] for group in optimizer.param_groups):
+        raise ValueError(f"fold_into needs a fused step: make the optimizer with {name}(..., fused=True)")
+    max_norm = rules._threshold(max_norm, backend)
+    number = rules._number(norm, backend, "norm")
+    if number is not None and number < 0:
+        raise ValueError(f"norm must be ≥ 0, got {number}")
+    device = next((p.device for group in optimizer.param_groups for p in group["params"]), torch.device("cpu"))
+    # What the host knows is filled in: to copy it would make the host wait for a GPU.
+    n, c = (
+        x.to(device, torch.float64)
+        if isinstance(x, torch.Tensor) and not x.is_cpu
+        else torch.full((), float(x), dtype=torch.float64, device=device)
+        for x in (norm, max_norm)
+    )
+    # As in clip_by_global_norm_, a threshold is compared in the dtype of the norm: a norm just measured clips nothing.
+    its = norm.dtype if isinstance(norm, torch.Tensor) and norm.is_floating_point() else torch.float64
+    keep = (n.to(its) <= c.to(its)) | (c == torch.inf)
+    optimizer.grad_scale = torch.where(keep, 1.0, n / c).to(torch.float32)  # type: ignore[attr-defined]
+    optimizer.found_inf = (~(n.isfinite() & (c >= 0))).to(torch.float32)  # type: ignore[attr-defined]
+    unborn = [
+        p
+        for group in optimizer.param_groups
+        for p in group["params"]
+        if group.get("momentum") and optimizer.state.get(p, {}).get("momentum_buffer") is None
+    ]
+    if optimizer not in _FOLDED:
+        optimizer.register_step_post_hook(_unfold)
+    _FOLDED[optimizer] = optimizer.found_inf, unborn  # type: ignore[attr-defined]
+
+
+# What was folded into the next step of an optimizer: found_inf, and the parameters without a momentum so far.
+_FOLDED: weakref.WeakKeyDictionary[torch.optim.Optimizer, Any] = weakref.WeakKeyDictionary()
+
+
+@torch.no_grad()
+def _unfold(optimizer: Any, *_: Any) -> None:
+    """Runs after each step: what was folded into it must not be felt in the next one."""
+    folded, _FOLDED[optimizer] = _FOLDED.get(optimizer), None
+    if folded is None:
+        return
+    found_inf, unborn = folded
+    for p in unborn:
+        # A first step of SGD that is skipped leaves its momentum as it found the memory.
+        buffer = optimizer.state.get(p, {}).get("momentum_buffer")
+        if buffer is not None:
+            buffer.masked_fill_(optimizer.found_inf.to(buffer.device) != 0, 0.0)
+    if optimizer.found_inf is found_inf:  # else GradScaler has put its own there, and removes both itself
+        del optimizer.grad_scale, optimizer.found_inf
 
 
 def _grads(parameters: Tensors) -> list[Any]:
