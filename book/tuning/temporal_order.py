@@ -1,8 +1,8 @@
 """Pascanu's temporal order task, for many runs at once: a recurrent network in NumPy, with its gradients by hand.
 
-There are six symbols. One of the first two stands early in a sequence, and one near its middle; the others are noise. At
-the end, the network says which two it saw, and in which order: four classes. After the second of them comes half of the
-sequence, and through all of that the gradient must come back.
+There are six symbols. One of the first two stands early in a sequence, and one near its middle; the others are noise.
+At the end, the network says which two it saw, and in which order: four classes. After the second of them comes half of
+the sequence, and through all of that the gradient must come back.
 
 Every array has a leading axis that counts the runs. A run has its own parameters, data and threshold.
 """
