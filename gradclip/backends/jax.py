@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 NAME = "JAX"
-CHUNK = 1 << 18  # smaller arrays are joined
+CHUNK = 1 << 14  # smaller arrays are joined
 TINY = 2.0**-126  # the smallest normal float32
 INF = float("inf")
 NAN = float("nan")
@@ -70,7 +70,7 @@ def measure(arrays: Sequence[Array], ord: float) -> Norm:
     # A square below the smallest normal number is lost. That must not be felt in the sum.
     lost = sum(b.size * (2.0**-1022 if b.dtype == jnp.float64 else 2.0**-126) for b in batches)
     right = (squares < INF) & (squares >= lost * 2**22) & (squares > 0)
-    unscaled = (jnp.sqrt(jnp.where(right, squares, 1.0)), jnp.ones((), dtype))
+    unscaled = (jnp.sqrt(jnp.where(right, squares, 1.0)), jnp.ones_like(squares))
     return _norm(*jax.lax.cond(right, lambda: unscaled, lambda: _measure_scaled(arrays, ord)))
 
 
@@ -105,12 +105,15 @@ def _parts(x: Array) -> tuple[Array, ...]:
 
 def _batches(arrays: Sequence[Array]) -> list[Array]:
     """The arrays, the small ones of each dtype joined: thousands of sums would keep the compiler busy for minutes."""
-    large = [a for a in arrays if a.size >= CHUNK]
+    alone: list[Array] = []
     small: dict[Any, list[Array]] = {}
     for a in arrays:
-        if a.size < CHUNK:
+        # To join what is spread over devices, they would have to send it to each other.
+        if a.size >= CHUNK or any(jax.typeof(a).sharding.spec):
+            alone.append(a)
+        else:
             small.setdefault(a.dtype, []).append(a.reshape(-1))
-    return large + [jnp.concatenate(joined) for joined in small.values()] or [jnp.zeros(0)]
+    return alone + [jnp.concatenate(joined) for joined in small.values()] or [jnp.zeros(0)]
 
 
 def _measure_scaled(arrays: Sequence[Array], ord: float) -> tuple[Array, Array]:
