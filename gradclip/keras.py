@@ -41,8 +41,8 @@ class ClippedOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
     Mixed precision: a loss scale belongs outside, ``LossScaleOptimizer(ClippedOptimizer(inner, clip))``, for the norm
     is then that of the unscaled gradients. ``model.compile`` wraps in this order by itself.
 
-    In a ``tf.distribute`` strategy ``clip`` sees the gradients of one replica, before they are summed, as Keras' own
-    clipping does.
+    Many devices: in a ``tf.distribute`` strategy the replicas' gradients are summed before ``clip`` sees them. Keras'
+    own clipping comes before the sum, and there limits something else.
 
     References
     ----------
@@ -81,8 +81,13 @@ class ClippedOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
         self.clip = clip
         self._iterations = inner._iterations  # apply_gradients returns it
         inner._clip_gradients = self._clip_gradients  # what every optimizer calls at the right moment
+        inner._all_reduce_sum_gradients = _unchanged  # for that comes before clipping here
 
     def _clip_gradients(self, grads: list[Any]) -> list[Any]:
+        if keras.backend.backend() == "tensorflow":
+            kind = type(self.inner_optimizer)
+            pairs = kind._all_reduce_sum_gradients(self.inner_optimizer, [(grad, None) for grad in grads])
+            grads = [grad for grad, _ in pairs]
         clipped = self.clip(grads)
         if not isinstance(clipped, list) or len(clipped) != len(grads):
             got = f"a list of {len(clipped)}" if isinstance(clipped, list) else f"a {type(clipped).__name__}"
@@ -163,3 +168,7 @@ class ClippedOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
         """Build the optimizer that `get_config` described."""
         inner, clip = (keras.saving.deserialize_keras_object(config[x], custom_objects) for x in ("inner", "clip"))
         return cls(inner, clip, config["name"])
+
+
+def _unchanged(grads_and_vars: Any) -> Any:
+    return grads_and_vars
