@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
-PACKAGES = {"gradclip", "numpy", "torch", "tensorflow", "jax", "jaxlib", "optax"}
+PACKAGES = {"gradclip", "numpy", "torch", "tensorflow", "jax", "jaxlib", "optax", "triton"}
 
 
 def machine() -> dict[str, Any]:
@@ -52,8 +52,9 @@ def held_against(
 
 
 def write(record: dict[str, Any], folder: Path = RESULTS) -> Path:
-    name = "{system}-{architecture}-{cores}cores-{cpu}".format(**record["machine"]).lower()
-    path = folder / (re.sub(r"[^a-z0-9_]+", "-", name).strip("-") + ".json")
+    about = record["machine"]
+    name = about.get("gpu") or "{system}-{architecture}-{cores}cores-{cpu}".format(**about)
+    path = folder / (re.sub(r"[^a-z0-9_]+", "-", name.lower()).strip("-") + ".json")
     folder.mkdir(exist_ok=True)
     path.write_text(json.dumps(four_digits(record), indent=1, ensure_ascii=False) + "\n")
     return path

@@ -27,6 +27,7 @@ SHAPES: dict[str, Shapes] = {
     "1000x64x64": 1000 * [(64, 64)],
     "2000x512": 2000 * [(512,)],
     "tiny": [(64, 64), (512,), ()],  # to try the harness
+    "one-billion": [*59 * [(4096, 4096)], (10_144_256,)],  # for a GPU: elements, in arrays as large models have them
 }
 SETS = tuple(SHAPES)[:4]  # those that bars are set on
 

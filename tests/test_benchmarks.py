@@ -1,15 +1,19 @@
 """The harness measures what it says, and says of a missed bar that it is missed. How fast anything is, no test asks."""
 
+import itertools
 import json
+import subprocess
+import sys
 from collections import defaultdict
 
 import numpy as np
 import pytest
+import torch
 
-from benchmarks import cpu
+from benchmarks import cpu, gpu
 from benchmarks.frameworks import FRAMEWORKS
 from benchmarks.measure import gradients
-from benchmarks.record import held_against, write
+from benchmarks.record import RESULTS, held_against, write
 from benchmarks.shapes import SETS, SHAPES, elements
 from benchmarks.timing import compare
 
@@ -103,3 +107,74 @@ def test_a_run_is_recorded_and_shown(tmp_path):
     assert "tiny" in shown
     assert all(bar["bar"] in shown for bar in read["bars"])
     assert ("MISSED" in shown) == any(not bar["met"] for bar in read["bars"])
+
+
+# On a GPU ------------------------------------------------------------------------------------------------------------
+
+
+def gpu_tables(**changed):
+    """What a run on a GPU could measure where gradclip meets every bar."""
+    tables = defaultdict(list)
+    for name, dtype in itertools.product(gpu.SETS, gpu.DTYPES):
+        about = {"set": name, "dtype": dtype}
+        for who, median in (("read", 1.0), ("read, by the largest", 1.1), ("read and write", 2.0)):
+            tables["floor"].append({**about, "who": who, "median": median, "q1": median, "q3": median})
+        for case, who in itertools.product(gpu.CASES, ("gradclip", "foreach")):
+            seconds = {"unclipped": 1.1, "clipped": 3.1}[case] * (3.0 if who == "foreach" else 1.0)
+            for how in ("device", "alone"):
+                row = {"case": case, "who": who, "how": how, "median": seconds, "q1": seconds, "q3": seconds}
+                tables["seconds"].append({**about, **row})
+            counts = {"launches": 3, "copies": 0, "syncs": 0, "bytes": 20_000, **changed}
+            tables["counts"].append({**about, "case": case, "who": who, **counts})
+        tables["accuracy"].append({**about, "who": "gradclip", "relative_error": 1e-8, "gradient_error": 1e-7})
+        tables["reproducible"].append({**about, "who": "gradclip", "norms": 1})
+    return tables
+
+
+def test_the_large_set_of_the_gpu_has_a_billion_elements():
+    assert elements("one-billion") == 10**9
+    assert (*SETS, "one-billion") == gpu.SETS
+
+
+def test_bars_of_the_gpu():
+    assert all(bar["met"] for bar in gpu.bars(gpu_tables()))
+    missed = [bar["bar"] for bar in gpu.bars(gpu_tables(syncs=1, bytes=40_000_000)) if not bar["met"]]
+    assert missed == ["extra memory, MB", "waits of the host"]
+    tables = gpu_tables()
+    for row in tables["seconds"]:
+        if row["set"] == "lstm" and row["who"] == "gradclip" and row["case"] == "unclipped":
+            row["median"] = 1.3
+    missed = {bar["bar"]: bar["on"] for bar in gpu.bars(tables) if not bar["met"]}
+    assert missed == {"unclipped, each set: times of one read": "lstm float32"}
+
+
+def test_a_run_on_a_gpu_is_shown_and_named_after_it(tmp_path):
+    tables = gpu_tables()
+    tables["failed"].append({"set": "lstm", "dtype": "float32", "who": "compiled", "error": "no compiler"})
+    about = {**cpu.machine(), "gpu": "NVIDIA H200"}
+    record = {"machine": about, "sets": [], "seconds_in_all": 1.0, **tables, "bars": gpu.bars(tables)}
+    path = write(record, tmp_path)
+    assert path.name == "nvidia-h200.json"
+    shown = gpu.show(json.loads(path.read_text()))
+    assert "failed: compiled on lstm float32: no compiler" in shown
+    assert all(bar["bar"] in shown for bar in record["bars"])
+    (line,) = [its for its in shown.splitlines() if "one-billion  float32   clipped    gradclip" in its]
+    assert " 97% " in line  # of 3 s, in 3.1
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_nothing_is_written():
+    before = sorted(RESULTS.iterdir())
+    run = subprocess.run([sys.executable, "-m", "benchmarks", "gpu"], cwd=cpu.ROOT, capture_output=True, text=True)
+    assert run.returncode != 0
+    assert run.stderr.count("\n") == 1
+    assert "needs a CUDA GPU" in run.stderr
+    assert sorted(RESULTS.iterdir()) == before
+
+
+@pytest.mark.gpu
+def test_a_run_on_a_gpu():
+    record = gpu.run(["torch"], ["tiny"], rounds=1)
+    assert "gradclip" in gpu.show(record)
+    assert {row["syncs"] for row in record["counts"] if row["who"] == "gradclip"} == {0}
+    assert {row["launches"] for row in record["counts"] if row["who"] == "gradclip"} == {3}
