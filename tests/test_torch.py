@@ -50,7 +50,7 @@ def test_signatures_are_those_of_pytorch(name):
 
 
 def test_all_public_names_are_listed():
-    assert set(ours.__all__) == {*NAMES, "NonFiniteGradientError"}
+    assert set(ours.__all__) == {*NAMES, "NonFiniteGradientError", "fold_into"}
 
 
 @pytest.mark.parametrize("norm_type", [*ORDERS, "inf"])
