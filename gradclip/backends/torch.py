@@ -69,6 +69,8 @@ def why_not_writable(x: Array) -> str | None:
 
 
 def all_finite(x: Array) -> bool:
+    if _sharded([x]):  # every rank must give the same answer
+        return math.isfinite(float(measure([x], math.inf).mantissa))
     return bool(torch.isfinite(x).all())
 
 
@@ -163,6 +165,8 @@ def measure(arrays: Sequence[Array], ord: float) -> Norm:
             lost += size * (2.0**-1022 if dtype in WIDE else 2.0**-126)
         if math.sqrt(lost) * 2**11 <= norm < math.inf:
             return _norm(arrays, norm, 1.0)
+    if _sharded(arrays):
+        return _measure_shards(arrays, ord)
     if ord == 2 and not any(dtype in WIDE for dtype in groups):  # float64 holds the square of every float32
         return _norm(arrays, _join([torch.linalg.vector_norm(c) for c in _widened(arrays)], 2), 1.0)
     peak = _join([p.abs().amax() for a in arrays for p in _parts(a) if p.numel()], math.inf).detach()
@@ -173,6 +177,8 @@ def measure(arrays: Sequence[Array], ord: float) -> Norm:
 
 def given(norm: Any, arrays: Sequence[Array]) -> Norm:
     """A norm that the caller has measured."""
+    if _sharded([norm]):
+        norm = norm.full_tensor()
     return _norm(arrays, norm.to(torch.float64) if isinstance(norm, torch.Tensor) else float(norm), 1.0)
 
 
@@ -264,11 +270,71 @@ def _join(norms: Sequence[Array], ord: float) -> Array:
     return torch.linalg.vector_norm(torch.stack([n.to(device, torch.float64) for n in norms]), ord)
 
 
+# Sharded arrays: DTensors, of which each rank holds a part ------------------------------------------------------------
+
+
+def _sharded(arrays: Sequence[Any]) -> bool:
+    """Whether there is a DTensor; only who has imported their module can have made one."""
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and any(isinstance(a, module.DTensor) for a in arrays)
+
+
+def _local(x: Array) -> Array:
+    """This rank's part."""
+    return x.to_local() if _sharded([x]) else x
+
+
+def _shard_of(x: Array, local: Array) -> Array:
+    """An array like x, of which this is the rank's part."""
+    if not _sharded([x]):
+        return local
+    return type(x).from_local(local, x.device_mesh, x.placements, run_check=False, shape=x.shape, stride=x.stride())
+
+
+def _measure_shards(arrays: Sequence[Array], ord: float) -> Norm:
+    """The norm of the whole arrays, the same on every rank: all ranks learn of the parts' norms, and join them alike.
+
+    Along an axis of the mesh, an array is cut into parts or every rank holds the same; then only the first one counts.
+    All arrays of a mesh share one exchange: each rank adds its norms to zeros in its own place.
+    """
+    from torch.distributed.tensor import DTensor, Partial, Replicate
+
+    norms = [_pair(measure([a for a in arrays if not isinstance(a, DTensor)], ord), arrays[0].device)]
+    meshes: dict[Any, dict[tuple[bool, ...], list[Array]]] = {}
+    for a in arrays:
+        if isinstance(a, DTensor):
+            if any(p.is_partial() for p in a.placements):  # a sum that is still to be taken
+                a = a.redistribute(placements=[Replicate() if p.is_partial() else p for p in a.placements])
+            same = tuple(p.is_replicate() for p in a.placements)
+            meshes.setdefault(a.device_mesh, {}).setdefault(same, []).append(a.to_local())
+    for mesh, groups in meshes.items():
+        own = torch.stack([_pair(measure(its, ord), its[0].device) for its in groups.values()])
+        places = own.new_zeros(*mesh.shape, *own.shape)
+        if coordinate := mesh.get_coordinate():
+            places[tuple(coordinate)] = own
+        every = DTensor.from_local(places, mesh, [Partial()] * mesh.ndim, run_check=False).full_tensor()
+        for i, same in enumerate(groups):
+            first = tuple(0 if its else slice(None) for its in same)
+            norms += every[(*first, ..., i, slice(None))].reshape(-1, 2)
+    mantissa, scale = torch.stack([n.to(arrays[0].device) for n in norms]).unbind(1)
+    largest = torch.where(mantissa > 0, scale, 0.0).amax()
+    largest = torch.where(largest > 0, largest, 1.0)
+    norm = torch.linalg.vector_norm(mantissa * (scale / largest), ord)
+    return _norm(arrays, torch.where(mantissa.isfinite().all(), norm.clamp(max=MAX), norm), largest)
+
+
+def _pair(norm: Norm, device: torch.device) -> Array:
+    return torch.stack([_scalar(x, torch.float64, device) for x in (norm.mantissa, norm.scale)])
+
+
 # Clipping by a norm ---------------------------------------------------------------------------------------------------
 
 
 def scale(arrays: Sequence[Array], norm: Norm, max_norm: Any, nonfinite: str) -> list[Array]:
     """The arrays clipped to max_norm, given their norm."""
+    if _sharded(arrays):
+        scaled = scale([_local(a) for a in arrays], norm, max_norm, nonfinite)
+        return [_shard_of(a, s) for a, s in zip(arrays, scaled, strict=True)]
     factors, zero = _factors(arrays, norm, max_norm, nonfinite)
     scaled = [_times(a, factors) for a in arrays]
     return scaled if zero is None else [torch.where(zero.to(s.device), 0.0, s) for s in scaled]
@@ -284,6 +350,8 @@ def scale_(arrays: Sequence[Array], norm: Norm, max_norm: Any, nonfinite: str) -
             for dtype, its in _by_dtype(arrays).items():
                 # A 0-d tensor is faster than a number, and is not rounded to half precision before it multiplies.
                 torch._foreach_mul_(its, torch.tensor(f, dtype=_accumulator(dtype)))
+    elif _sharded(arrays):
+        return scale_([_local(a) for a in arrays], norm, max_norm, nonfinite)
     else:
         for a in arrays:
             _times_(a, factors)
@@ -390,8 +458,10 @@ def at_least(x: Array, floor: float) -> Array:
 
 def clamp(x: Array, low: Any, high: Any) -> Array:
     """x with each element moved into [low, high]; NaN stays."""
-    return torch.clamp(x, _scalar(low, x.dtype, x.device), _scalar(high, x.dtype, x.device))
+    local = _local(x)
+    return _shard_of(x, torch.clamp(local, _scalar(low, x.dtype, local.device), _scalar(high, x.dtype, local.device)))
 
 
 def clamp_(x: Array, low: Any, high: Any) -> None:
+    x = _local(x)
     x.clamp_(_scalar(low, x.dtype, x.device), _scalar(high, x.dtype, x.device))
