@@ -416,6 +416,17 @@ def test_no_wait_from_the_first_call_on(kernels, taken, dtype, nonfinite):
     assert all(taken)
 
 
+@only_gpu  # the interpreter does not round to bfloat16, but cuts off
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_products_are_rounded_as_pytorch_rounds_them(kernels, taken, dtype):
+    for norm in (3.0, 3e-3, 1e39):
+        (g,) = sample(dtype, (100_003,))
+        want = gradclip.clip_by_global_norm(g.cpu(), norm / 7, norm=norm).grads
+        gradclip.clip_by_global_norm_(g, norm / 7, norm=norm)
+        assert torch.equal(g.cpu(), want)
+    assert all(taken)
+
+
 @only_gpu
 @pytest.mark.parametrize("dtype", REALS)
 def test_the_norm_is_the_same_bit_for_bit(kernels, taken, dtype):

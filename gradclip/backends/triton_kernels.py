@@ -47,13 +47,13 @@ class Table(NamedTuple):
 
 def table(arrays: Sequence[Array]) -> Table | None:
     """The table of these arrays; None if they are not of the kind that the kernels take."""
-    device = arrays[0].device
+    device = arrays[0].get_device()  # a number, which is compared sooner than a device
     places = []
     for a in arrays:
-        if type(a) not in _PLAIN or a.device != device or a.layout is not torch.strided or not _is_dense(a):
+        if type(a) not in _PLAIN or a.get_device() != device or not (a.is_contiguous() or _is_dense(a)):
             return None
         places.append((a.data_ptr(), a.numel(), a.dtype))
-    return _table(tuple(places), device)
+    return _table(tuple(places), arrays[0].device)
 
 
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
@@ -61,8 +61,6 @@ _PLAIN = (torch.Tensor, torch.nn.Parameter)
 
 def _is_dense(x: Array) -> bool:
     """Whether the elements fill one stretch of memory, in whatever order."""
-    if x.is_contiguous():
-        return True
     expected = 1
     for stride, length in sorted(zip(x.stride(), x.shape, strict=True)):
         if length > 1:
@@ -194,6 +192,7 @@ def measure(arrays: Sequence[Array]) -> tuple[Array, Array, Array] | None:
     partials = torch.empty((3, found.programs), dtype=torch.float64, device=device)
     value = torch.empty((), dtype=torch.float64 if found.kinds & 8 else torch.float32, device=device)
     mantissa, scale = (torch.empty((), dtype=torch.float64, device=device) for _ in range(2))
+    mantissa.table = found  # type: ignore[attr-defined]  # for scale_, which is to find it sooner
     with _current(device):
         sum_squares[(found.programs,)](
             found.rows, found.chunks, partials, found.programs, found.kinds, LANES, STEP, **OPTIONS
@@ -315,7 +314,7 @@ def scale_(arrays: Sequence[Array], norm: Any, max_norm: Any, nonfinite: str) ->
     """Clips the arrays in place, given their norm on the same device; False where PyTorch must."""
     device = arrays[0].device
     threshold = max_norm.to(device) if isinstance(max_norm, torch.Tensor) and not max_norm.is_cpu else None
-    found = table(arrays)
+    found = getattr(norm.mantissa, "table", None) or table(arrays)
     variant = norm.value.dtype, nonfinite, threshold is not None and threshold.dtype
     if found is None or not _may_launch(device, found.kinds, *variant):
         return False
