@@ -212,7 +212,8 @@ def as_html(table: Mapping[str, Answers], caption: str) -> str:
     style = "padding:.3em .6em;border:1px solid #8a8a8a;white-space:nowrap;text-align:left"
 
     def row(name: str, answers: Answers) -> str:
-        cells = [f'<th scope="row" style="{style}">{html.escape(name)}</th>']
+        stays = f"{style};position:sticky;left:0;background:var(--pst-color-background,#ffffff)"
+        cells = [f'<th scope="row" style="{stays}">{html.escape(name)}</th>']
         for system in systems:
             mark, text = answers.mark(system), answers.by[system].partition(":")[0]
             colour = "#ffffff" if answers.agree else COLOURS[mark]
