@@ -211,23 +211,25 @@ def as_html(table: Mapping[str, Answers], caption: str) -> str:
     systems = list(next(iter(table.values())).by)
     style = "padding:.3em .6em;border:1px solid #8a8a8a;white-space:nowrap;text-align:left"
 
+    named = f"{style};color:#111111;background:#ffffff"
+
     def row(name: str, answers: Answers) -> str:
-        stays = f"{style};position:sticky;left:0;background:var(--pst-color-background,#ffffff)"
-        cells = [f'<th scope="row" style="{stays}">{html.escape(name)}</th>']
+        cells = [f'<th scope="row" style="{named};position:sticky;left:0">{html.escape(name)}</th>']
         for system in systems:
             mark, text = answers.mark(system), answers.by[system].partition(":")[0]
             colour = "#ffffff" if answers.agree else COLOURS[mark]
             sign = SIGNS.get(mark, mark)
             look = f"{style};color:#111111;background:{colour}"
-            cells.append(f'<td style="{look}">{html.escape(f"{sign} {text}".strip())}</td>')
+            shown = html.escape(f"{sign} {text}".strip()).replace(" or ", " or<br>")
+            cells.append(f'<td style="{look}">{shown}</td>')
         return f"<tr>{''.join(cells)}</tr>"
 
-    head = "".join(f'<th scope="col" style="{style}">{html.escape(name)}</th>' for name in ["case", *systems])
+    head = "".join(f'<th scope="col" style="{named}">{html.escape(name)}</th>' for name in ["case", *systems])
     body = "\n".join(row(name, answers) for name, answers in table.items())
     return (
         f'<div tabindex="0" role="region" aria-label="{html.escape(caption)}" style="overflow-x:auto">\n'
         '<table style="display:table;max-width:none;border-collapse:collapse;font-size:.82em;margin:0">\n'
-        f"<caption>{html.escape(caption)}</caption>\n"
+        f'<caption style="color:#111111;background:#ffffff">{html.escape(caption)}</caption>\n'
         f"<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>"
     )
 
