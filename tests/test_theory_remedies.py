@@ -63,6 +63,17 @@ def test_the_recurrent_network_reads_one_input_after_the_other():
     torch.testing.assert_close(network(theta, x, Recipe())[0], h @ last)
 
 
+def test_residual_connections_add_what_came_before():
+    recipe = Recipe(residual=True, gain=0.0)  # the hidden weights are 0, and the biases start there
+    deep, recurrent = Deep(), Recurrent()
+    x, _, theta = start(deep, recipe)
+    first, *_, last = (weight[0] for weight, _ in deep.layers(theta))
+    torch.testing.assert_close(deep(theta, x, recipe)[0], x[0] @ first @ last)
+    x, _, theta = start(recurrent, recipe)
+    first, _, last = (weight[0] for weight, _ in recurrent.layers(theta))
+    torch.testing.assert_close(recurrent(theta, x, recipe)[0], torch.tanh(x[0] @ first).sum(dim=0) @ last)
+
+
 @each_network
 def test_each_seed_is_clipped_by_its_own_global_norm(network):
     recipe = Recipe(learning_rate=1.0, max_norm=0.01)
