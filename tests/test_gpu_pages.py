@@ -1,0 +1,160 @@
+"""The pages on GPUs: the device in a thread is asynchronous, and what is said of a record follows from it."""
+
+import itertools
+import json
+import time
+
+import matplotlib.pyplot as plt
+import pytest
+from matplotlib.colors import to_hex
+
+from book.gpu import records
+from book.gpu.thread_device import Device, draw_spans
+
+ABOUT = {"system": "Linux", "architecture": "x86_64", "cpu": "a CPU", "cores": 2, "date": "2026-01-01"}
+ABOUT |= {"python": "3.11.0", "versions": {"torch": "2.13.0", "gradclip": "0.1.0"}}
+
+
+def bar(**its):
+    return {"bar": "speed", "value": 2.0, "on": "lstm", "met": True, **its}
+
+
+def row(who, median, **its):
+    return {"who": who, "median": median, "q1": median, "q3": median, "set": "gpt2-small", **its}
+
+
+def record(gpu=False, bars=({"at_least": 1.0},)):
+    about = {**ABOUT, "gpu": "a GPU", "cuda": "13.0", "driver": "600"} if gpu else ABOUT
+    key = {"dtype": "float32", "how": "device"} if gpu else {"framework": "torch"}
+    own = "foreach" if gpu else "own"
+    seconds = [
+        row(who, median, case=case, **key)
+        for (who, case), median in zip(
+            itertools.product(("gradclip", own), ("unclipped", "clipped")), (0.001, 0.003, 0.002, 0.004), strict=True
+        )
+    ]
+    floor = [row("read", 0.0005), row("read", 0.0004), row("read and write", 0.001)]
+    floor = [{**its, **({"dtype": "float32"} if gpu else {"framework": "torch"})} for its in floor]
+    return {"machine": about, "seconds": seconds, "floor": floor, "bars": [bar(**its) for its in bars]}
+
+
+# The device -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_launch_returns_before_the_work_is_done_and_synchronize_after():
+    device = Device(asking=0)
+    start = time.perf_counter()
+    for name in "abc":
+        device.launch(name, 0.05)
+    asked = time.perf_counter() - start
+    device.synchronize()
+    done = time.perf_counter() - start
+    assert asked < 0.05
+    assert done >= 0.15
+    kernels = [span for span in device.spans if span.lane == "device"]
+    assert [span.name for span in kernels] == ["a", "b", "c"]
+    assert all(a.end <= b.start for a, b in itertools.pairwise(kernels))
+
+
+def test_events_time_what_lies_between_them():
+    device = Device(asking=0)
+    device.launch("before", 0.05)
+    start = device.event()
+    device.launch("between", 0.02)
+    end = device.event()
+    assert not end
+    device.launch("after", 0.05)
+    device.synchronize()
+    assert 0.02 <= end[0] - start[0] < 0.05
+
+
+def test_idle_is_the_part_without_a_kernel():
+    device = Device(asking=0)
+    device.launch("a", 0.03)
+    device.synchronize()
+    time.sleep(0.06)
+    device.launch("b", 0.03)
+    device.synchronize()
+    assert 0.35 < device.idle() < 0.65
+
+
+def test_both_lanes_are_drawn():
+    device = Device()
+    origin = time.perf_counter()
+    device.launch("clip", 0.01)
+    device.synchronize()
+    fig, ax = plt.subplots()
+    draw_spans(ax, device.spans, origin)
+    assert len(ax.patches) == 3
+    assert "clip" in {text.get_text() for text in ax.texts}
+    plt.close(fig)
+
+
+# The records ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_records_of_this_repository_are_sound():
+    assert records.load()
+    for its in records.load():
+        assert records.doubts(its) == []
+
+
+def test_gpus_come_last_and_are_named(tmp_path):
+    assert records.gpus([record()]) == "no GPU has been recorded yet"
+    for name, its in {"a": record(gpu=True), "b": record()}.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(its))
+    found = records.load(tmp_path)
+    assert [records.is_gpu(its) for its in found] == [False, True]
+    assert records.gpus(found) == "recorded GPUs: a GPU"
+
+
+@pytest.mark.parametrize("gpu", [False, True])
+def test_a_device_is_told_with_its_versions_and_date(gpu):
+    told = records.device(record(gpu))
+    assert all(part in told for part in ("2026-01-01", "Python 3.11.0", "torch 2.13.0"))
+    assert ("driver 600" in told) == gpu
+    assert max(map(len, told.splitlines())) <= 70
+
+
+@pytest.mark.parametrize(("gpu", "what"), [(False, "torch"), (True, "float32")])
+def test_times_in_ms_beside_the_fastest_floor(gpu, what):
+    header, unclipped, clipped = records.times(record(gpu)).splitlines()
+    assert header.split()[-1] == "floor"
+    assert unclipped.split() == [what, "unclipped", "1", "2", "0.4"]
+    assert clipped.split() == [what, "clipped", "3", "4", "1.4"]
+
+
+@pytest.mark.parametrize(
+    ("its", "factor", "held"),
+    [
+        ({"value": 3.0, "at_least": 2.0}, 1.5, True),
+        ({"value": 1.0, "at_least": 2.0}, 0.5, False),
+        ({"value": 8.0, "at_most": 32.0}, 4.0, True),
+        ({"value": 64.0, "at_most": 32.0}, 0.5, False),
+        ({"value": 0, "at_most": 0}, float("inf"), True),
+    ],
+)
+def test_a_margin_is_above_1_where_a_bar_is_met(its, factor, held):
+    assert records.margin(its) == factor
+    assert records.holds(its) == held
+
+
+def test_doubts():
+    assert records.doubts(record()) == []
+    assert records.doubts(record(bars=[{"at_least": 3.0}])) == ["wrong verdict: speed"]
+    its = record()
+    its["machine"] = {**its["machine"], "date": ""}
+    its["seconds"][0]["q1"] = 1.0
+    assert len(records.doubts(its)) == 2
+
+
+def test_met_and_missed_are_counted_and_drawn_apart():
+    its = record(bars=[{"at_least": 1.0}, {"at_least": 3.0, "met": False}, {"at_most": 0, "value": 0}])
+    assert records.verdicts(its).startswith("2 of 3 bars met")
+    assert records.verdicts(its).count("MISSED") == 1
+    fig = records.draw_bars([its, record(gpu=True)])
+    dots = [line for line in fig.axes[0].lines if line.get_marker() in ("o", "X")]
+    assert [to_hex(dot.get_color()).upper() for dot in dots] == [records.MET, records.MISSED, records.MET]
+    assert [dot.get_xdata()[0] > 1 for dot in dots] == [True, False, True]
+    assert len(fig.axes) == 2
+    plt.close(fig)
