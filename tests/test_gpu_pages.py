@@ -1,15 +1,21 @@
-"""The pages on GPUs: the device in a thread is asynchronous, and what is said of a record follows from it."""
+"""The pages on GPUs: an asynchronous device, kernels that count their bytes, and words that follow from a record."""
 
 import itertools
 import json
+import math
+import re
 import time
 
 import matplotlib.pyplot as plt
+import numpy as np
+import oracle
 import pytest
 from matplotlib.colors import to_hex
 
-from book.gpu import records
+from book.gpu import kernel_imitation, records
+from book.gpu.kernel_imitation import CHUNK, Memory, blue, join, passes, sum_squares
 from book.gpu.thread_device import Device, draw_spans
+from tools.notebooks import ROOT
 
 ABOUT = {"system": "Linux", "architecture": "x86_64", "cpu": "a CPU", "cores": 2, "date": "2026-01-01"}
 ABOUT |= {"python": "3.11.0", "versions": {"torch": "2.13.0", "gradclip": "0.1.0"}}
@@ -158,3 +164,61 @@ def test_met_and_missed_are_counted_and_drawn_apart():
     assert [dot.get_xdata()[0] > 1 for dot in dots] == [True, False, True]
     assert len(fig.axes) == 2
     plt.close(fig)
+
+
+# The kernels in NumPy -------------------------------------------------------------------------------------------------
+
+SIZES = [1, 7, CHUNK - 1, CHUNK, CHUNK + 1, 5 * CHUNK + 3]
+WAYS = [kernel_imitation.three_kernels, kernel_imitation.always_multiply, kernel_imitation.textbook]
+
+
+def sample(size):
+    return np.random.default_rng(size).standard_normal(size, np.float32)
+
+
+@pytest.mark.parametrize("clip", WAYS)
+@pytest.mark.parametrize("size", SIZES)
+def test_each_way_clips_as_the_oracle_does(clip, size):
+    x = sample(size)
+    n = oracle.norm([x.astype(float)])
+    for c in (n / 3, 2 * n):
+        memory = Memory(x)
+        assert clip(memory, c) == pytest.approx(n, rel=1e-6)
+        (want,) = oracle.clip_by_global_norm([x.astype(float)], c)
+        np.testing.assert_allclose(memory.values, want, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("clip", "unclipped", "clipped"), [(WAYS[0], (1, 0), (2, 1)), (WAYS[1], (2, 1), (2, 1))])
+@pytest.mark.parametrize("size", SIZES)
+def test_bytes_are_counted(clip, unclipped, clipped, size):
+    assert passes(clip, sample(size), 1e9) == unclipped
+    assert passes(clip, sample(size), 1e-9) == clipped
+
+
+def test_the_textbook_also_writes_and_reads_the_squares():
+    assert passes(WAYS[2], sample(100), 1e9) == passes(WAYS[2], sample(100), 1e-9) == (3, 2)
+
+
+def test_programs_share_all_chunks_and_repeat_their_bits():
+    x = sample(SIZES[-1])
+    for programs in (1, 2, 6, 9):
+        partials = sum_squares(Memory(x), programs)
+        assert np.count_nonzero(partials) == min(programs, 6)
+        assert join(partials) == pytest.approx(oracle.norm([x.astype(float)]), rel=1e-14)
+        assert join(sum_squares(Memory(x), programs)) == join(partials)
+
+
+@pytest.mark.parametrize("size", [5e-324, 1e-310, 1e-170, 1e-153, 1.0, 1e146, 1e153, 1e300])
+@pytest.mark.parametrize("beside", [0.0, 1e-160, 1.0, 1e160])
+def test_three_sums_keep_the_norm_of_any_size(size, beside):
+    x = np.array([3 * size, 4 * size, beside])
+    assert blue(x) == pytest.approx(math.hypot(*x), rel=1e-15)
+
+
+def test_the_imitation_has_the_numbers_of_the_kernels():
+    kernels = (ROOT / "gradclip" / "backends" / "triton_kernels.py").read_text()
+    imitation = (ROOT / "book" / "gpu" / "kernel_imitation.py").read_text()
+    power = re.compile(r"2\.0\*\*(-?\d+)")
+    assert set(power.findall(imitation)) == set(power.findall(kernels)) - {"-126"}  # that of float32
+    assert f"\nCHUNK = {4 * CHUNK}\n" in kernels
+    assert f"\nLANES = {kernel_imitation.LANES}\n" in kernels

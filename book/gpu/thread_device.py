@@ -5,7 +5,7 @@ import threading
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from matplotlib.axes import Axes
 
@@ -41,12 +41,13 @@ class Device:
         self.spans.append(Span(lane, name, start, time.perf_counter()))
 
     def launch(self, name: str, seconds: float) -> None:
-        """Ask for a kernel that takes so many seconds, and return without waiting for it."""
+        """Ask for a kernel of so many seconds, and do not wait for it."""
         self._run("host", name, partial(time.sleep, self.asking))
-        self._queue.put(partial(self._run, "device", name, partial(time.sleep, seconds)))
+        work = partial(time.sleep, seconds)
+        self._queue.put(partial(self._run, "device", name, work))
 
     def event(self) -> list[float]:
-        """A list that will hold the time at which the device gets to this place in its queue."""
+        """A list for the time at which the device gets to this place."""
         reached: list[float] = []
         self._queue.put(lambda: reached.append(time.perf_counter()))
         return reached
@@ -68,13 +69,17 @@ def draw_spans(ax: Axes, spans: list[Span], origin: float) -> None:
     """Draw two lanes over a time in ms: what the host did, and what the device did."""
     colours = dict(COLOURS)
     total = 1e3 * (max(span.end for span in spans) - origin)
+    named = set()
     for span in spans:
         if span.name not in colours:
             colours[span.name] = OTHER[(len(colours) - len(COLOURS)) % len(OTHER)]
         start, width = 1e3 * (span.start - origin), 1e3 * (span.end - span.start)
         lane = 1 if span.lane == "host" else 0
-        ax.barh(lane, width, left=start, height=0.6, color=colours[span.name], edgecolor="white", linewidth=0.5)
-        if width > 0.06 * total and (span.lane == "device" or span.name == "wait"):
+        label = None if span.name in named else span.name  # each name once in a legend
+        named.add(span.name)
+        look: dict[str, Any] = {"color": colours[span.name], "edgecolor": "white", "linewidth": 0.5, "label": label}
+        ax.barh(lane, width, left=start, height=0.6, **look)
+        if width > 0.014 * len(span.name) * total and (span.lane == "device" or span.name == "wait"):
             colour = "white" if span.name == "clip" else "black"
             ax.text(start + width / 2, lane, span.name, ha="center", va="center", fontsize=11, color=colour)
     ax.set(yticks=[1, 0], yticklabels=["host", "device"], xlabel="time in ms")
