@@ -77,15 +77,16 @@ def whole_gradient() -> list[torch.Tensor]:
 
 
 def copies() -> Answers:
-    """DistributedDataParallel: backward takes the mean over the ranks, so that each has a copy of the gradient."""
+    """DDP: backward takes the mean over the ranks, and each has a copy."""
     model = nn.parallel.DistributedDataParallel(make_model())
     loss_of(model, mine(batch())).backward()
     norm = gradclip.clip_by_global_norm_(grads(model), C)
-    return {"norm": float(norm), "after": float(gradclip.global_norm(grads(model)))}
+    after = gradclip.global_norm(grads(model))
+    return {"norm": float(norm), "after": float(after)}
 
 
 def pieces() -> Answers:
-    """FSDP2: each rank keeps some rows of each gradient, and DTensor knows which."""
+    """FSDP2: each rank has some rows of each gradient."""
     from torch.distributed.fsdp import fully_shard
     from torch.distributed.tensor.debug import CommDebugMode
 
@@ -94,7 +95,7 @@ def pieces() -> Answers:
         fully_shard(module, mesh=_line())
     loss_of(model, mine(batch())).backward()
     with CommDebugMode() as theirs:
-        torch_norm = nn.utils.get_total_norm(grads(model)).full_tensor()
+        torch_norm = whole(nn.utils.get_total_norm(grads(model)))
     with CommDebugMode() as ours:
         norm = gradclip.clip_by_global_norm_(grads(model), C)
     after = joined(grads(model))
@@ -142,7 +143,7 @@ def summands() -> Answers:
 
 
 def stages() -> Answers:
-    """A pipeline: each rank has other layers. One number is exchanged, and handed in as norm=."""
+    """A pipeline: each rank has other layers; one number is exchanged."""
     layers = [g.clone() for g in whole_gradient()]
     own = [layers[dist.get_rank()]]  # as many arrays as ranks
     squares = gradclip.global_norm(own).double().square()
