@@ -8,6 +8,7 @@ import contextlib
 import json
 import multiprocessing
 import os
+import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
@@ -183,7 +184,7 @@ def run(*names: str) -> dict[str, list[Answers]]:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """What the children inherit: one thread each, since four share this machine, and loopback as the network."""
-    settings = {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    settings = {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo0" if sys.platform == "darwin" else "lo"}
     before = {name: os.environ.get(name) for name in settings}
     os.environ.update(settings)
     try:
