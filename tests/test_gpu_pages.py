@@ -78,10 +78,10 @@ def test_idle_is_the_part_without_a_kernel():
     device = Device(asking=0)
     device.launch("a", 0.03)
     device.synchronize()
-    time.sleep(0.06)
+    time.sleep(0.12)
     device.launch("b", 0.03)
     device.synchronize()
-    assert 0.35 < device.idle() < 0.65
+    assert 0.55 < device.idle() < 0.8
 
 
 def test_both_lanes_are_drawn():
@@ -212,7 +212,8 @@ def test_programs_share_all_chunks_and_repeat_their_bits():
 @pytest.mark.parametrize("beside", [0.0, 1e-160, 1.0, 1e160])
 def test_three_sums_keep_the_norm_of_any_size(size, beside):
     x = np.array([3 * size, 4 * size, beside])
-    assert blue(x) == pytest.approx(math.hypot(*x), rel=1e-15)
+    want = math.hypot(*x)
+    assert abs(blue(x) - want) <= 4 * np.spacing(want)
 
 
 def test_the_imitation_has_the_numbers_of_the_kernels():
