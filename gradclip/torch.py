@@ -17,7 +17,7 @@ They take the same arguments and differ from PyTorch's in the following.
 - **norm_type** must be above 0. PyTorch takes 0, and counts tensors with it, not elements.
 - **foreach** is accepted and has no effect, since there is one implementation, and it is fast for many small tensors.
 
-`fold_into` has no counterpart there: a fused optimizer clips in its own step, and the gradients are not written twice.
+`fold_into` has no counterpart there: a fused optimizer clips in its own step.
 """
 
 import types
@@ -256,12 +256,14 @@ def clip_grads_with_norm_(
 
 @torch.no_grad()
 def fold_into(optimizer: torch.optim.Optimizer, norm: Any, max_norm: Any) -> None:
-    """Let the next step of a fused optimizer clip the gradients, for nothing: it reads and writes them anyway.
+    """Let the next step of a fused optimizer clip the gradients while it reads them.
 
     Call it before each ``optimizer.step()`` (without a closure). With n the norm and c the threshold, the step divides
     all gradients by n/c where n > c, and takes them as they are, bit for bit, where n ≤ c. Where n is NaN or infinite,
-    it changes neither parameters nor the optimizer's state, whatever c is. A later step knows nothing of it. Whether
-    the step leaves ``.grad`` clipped is PyTorch's affair.
+    it changes neither parameters nor the optimizer's state, whatever c is. A later step knows nothing of it.
+
+    It saves the pass that `clip_grad_norm_` takes where it clips. But a step that is given a factor may write the
+    gradients back, clipped or not: PyTorch's fused Adam does. Then folding pays where most steps are clipped.
 
     With ``torch.amp.GradScaler``, n is the norm of gradients without its scale. Call ``scaler.unscale_(optimizer)``,
     measure, fold, and call ``scaler.step(optimizer)``; or leave ``unscale_`` out, and hand in the norm of the scaled
