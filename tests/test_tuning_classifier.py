@@ -20,7 +20,7 @@ def by_hand(clip, rate=0.1, loss_scale=1.0, warmup=0):
     generator = torch.Generator().manual_seed(0)
     points = classifier.Points(generator, SEEDS, torch.float64)
     start = classifier.initial(generator, SEEDS, DEPTH, torch.float64)
-    held_out = points.draw(300)
+    held_out = points.draw(100)
     batches = [points.draw(64) for _ in range(STEPS)]
     seen, norms = np.empty((2, STEPS, SEEDS))
     for seed in range(SEEDS):

@@ -146,7 +146,7 @@ def train(
     generator = torch.Generator().manual_seed(0)
     points = Points(generator, seeds, dtype)
     theta = initial(generator, seeds, depth, dtype).requires_grad_()
-    held_out = points.draw(300)
+    held_out = points.draw(100)
     velocity = torch.zeros_like(theta)
     seen, norms, max_norms = [], [], []
     for step in range(steps):
