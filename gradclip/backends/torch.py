@@ -312,7 +312,8 @@ def _measure_shards(arrays: Sequence[Array], ord: float) -> Norm:
         places = own.new_zeros(*mesh.shape, *own.shape)
         if coordinate := mesh.get_coordinate():
             places[tuple(coordinate)] = own
-        every = DTensor.from_local(places, mesh, [Partial()] * mesh.ndim, run_check=False).full_tensor()
+        line = _one_axis(mesh)
+        every = DTensor.from_local(places, line, [Partial()] * line.ndim, run_check=False).full_tensor()
         for i, same in enumerate(groups):
             first = tuple(0 if its else slice(None) for its in same)
             norms += every[(*first, ..., i, slice(None))].reshape(-1, 2)
@@ -321,6 +322,30 @@ def _measure_shards(arrays: Sequence[Array], ord: float) -> Norm:
     largest = torch.where(largest > 0, largest, 1.0)
     norm = torch.linalg.vector_norm(mantissa * (scale / largest), ord)
     return _norm(arrays, torch.where(mantissa.isfinite().all(), norm.clamp(max=MAX), norm), largest)
+
+
+def _one_axis(mesh: Any) -> Any:
+    """The same ranks along one axis, for a sum over a mesh is an exchange for each axis.
+
+    The group of all ranks is there already. To make one of some, all ranks would have to take part: a mesh of several
+    axes that is not the whole world keeps them, unless its owner has flattened it, which PyTorch then finds.
+    """
+    if mesh.ndim == 1 or mesh.size() < torch.distributed.get_world_size():
+        return mesh
+    return type(mesh).from_group(torch.distributed.group.WORLD, mesh.device_type)
+
+
+def _nowhere_empty(x: Array, axis: tuple[int, ...]) -> Array:
+    """x so placed that each rank has elements along these axes, for nothing has no maximum."""
+    from torch.distributed.tensor import Replicate
+
+    ranks = [1] * x.ndim
+    for mesh_axis, its in enumerate(x.placements):
+        if its.is_shard():
+            ranks[its.dim] *= x.device_mesh.size(mesh_axis)
+    # Cut into k parts of equal size, rounded up, k² elements or more leave some for the last part.
+    short = [its.is_shard() and its.dim in axis and x.shape[its.dim] < ranks[its.dim] ** 2 for its in x.placements]
+    return x.redistribute(placements=[Replicate() if s else its for s, its in zip(short, x.placements, strict=True)])
 
 
 def _pair(norm: Norm, device: torch.device) -> Array:
@@ -415,6 +440,8 @@ def _times_(x: Array, factors: Sequence[Array]) -> None:
 
 def slice_norms(x: Array, ord: float, axis: tuple[int, ...]) -> Norm:
     """The norms of the slices of x along axis, whose lengths become 1."""
+    if _sharded([x]):  # to cut it would gather it on every rank
+        return _slice_norms(_nowhere_empty(x, axis), ord, axis)
     kept = [i for i in range(x.ndim) if i not in axis]
     if not kept or torch.compiler.is_compiling():
         return _slice_norms(x, ord, axis)
