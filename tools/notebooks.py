@@ -3,18 +3,23 @@
 Usage: notebooks.py [NOTEBOOK ...]; none means every notebook of the book.
 """
 
+import json
 import os
 import re
 import sys
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 
 import nbformat
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 
+from benchmarks.record import machine
+
 ROOT = Path(__file__).resolve().parent.parent
 BOOK = ROOT / "book"
+TIMES = BOOK / "running_times.json"
 
 # The patch version of whoever ran the notebook last is left out.
 METADATA = {
@@ -82,6 +87,19 @@ def execute(path: Path) -> None:
     path.write_text(text(normalise(client.execute())), encoding="utf-8")
 
 
+def record_time(path: Path, seconds: float) -> None:
+    """Writes how long a notebook took, for the page on versions and running times."""
+    about = machine()
+    times = json.loads(TIMES.read_text(encoding="utf-8")) if TIMES.exists() else {}
+    times[path.resolve().relative_to(ROOT).as_posix()] = {
+        "seconds": round(seconds, 1),
+        "date": datetime.now(UTC).date().isoformat(),
+        "machine": f"{about['cpu']}, {about['cores']} cores",
+    }
+    there = {name: times[name] for name in sorted(times) if (ROOT / name).exists()}
+    TIMES.write_text(json.dumps(there, indent=1) + "\n", encoding="utf-8")
+
+
 def main(arguments: list[str]) -> int:
     set_kernel_environment()
     failed = 0
@@ -93,7 +111,9 @@ def main(arguments: list[str]) -> int:
             failed += 1
             print(f"{path}: FAILED, left as it was\n{error}")
         else:
-            print(f"{path}: {time.perf_counter() - start:.1f} s", flush=True)
+            seconds = time.perf_counter() - start
+            record_time(path, seconds)
+            print(f"{path}: {seconds:.1f} s", flush=True)
     return 1 if failed else 0
 
 
