@@ -26,7 +26,7 @@ book: $(stamp) ## Build the book and print where to open it
 	@# Sphinx warns of a page when it reads it: forget what was read, or the next run would pass.
 	@$(VENV)/bin/jupyter-book build . -W -n --keep-going -q || { rm -rf _build/.doctrees; exit 1; }
 
-test: $(stamp) ## Run every check: ruff, mypy, doctest, pytest, and the notebooks against their stored outputs
+test: $(stamp) ## Run every check: ruff, mypy, doctest, pytest, the notebooks against their stored outputs, the built pages
 	@$(python) tools/check.py
 
 test-portable: $(stamp) ## Run the notebooks as another machine would: one thread, other CPU kernels
@@ -36,7 +36,7 @@ test-lowest: $(stamp) ## Run pytest with the lowest versions that pyproject.toml
 	@$(python) tools/lowest.py > .venv-lowest.txt
 	@$(MAKE) --no-print-directory VENV=.venv-lowest CONSTRAINTS=.venv-lowest.txt .venv-lowest/.installed
 	@# Old packages call newer ones in deprecated ways; the pins and the notebooks are for the usual versions.
-	@.venv-lowest/bin/python -m pytest -q -n 2 tests --ignore=tests/test_packaging.py --ignore=tests/test_notebooks.py \
+	@.venv-lowest/bin/python -m pytest -q -n 2 tests --ignore=tests/site --ignore=tests/test_packaging.py --ignore=tests/test_notebooks.py \
 	  -W ignore::DeprecationWarning -W ignore::PendingDeprecationWarning
 
 notebooks: $(stamp) ## Execute the notebooks again, in place (NOTEBOOKS=book/x.ipynb for one)

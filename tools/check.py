@@ -3,6 +3,8 @@
 Usage: check.py [STAGE ...], where a stage is one of the names below; none means all.
 """
 
+import os
+import shutil
 import subprocess
 import sys
 import time
@@ -13,25 +15,40 @@ STAGES = {
     "types": "mypy --strict gradclip",
     # Triton is not in this environment (tools/environment.sh says why), and its kernels have no examples.
     "doctest": "pytest -q --doctest-modules gradclip --ignore=gradclip/backends/triton_kernels.py",
-    "tests": "pytest -q -n 2 tests",
+    "tests": "pytest -q -n 2 tests --ignore=tests/site",
     # One worker takes one notebook from its first cell to its last: its cells share a kernel.
     "notebooks": "pytest -q --nbval --nbval-current-env --nbval-cell-timeout=120 -n 2 --dist loadscope book",
+    "book": "make --no-print-directory book",
+    "site": "pytest -q -n 2 --dist loadgroup tests/site",
 }
+
+
+def chromium() -> str | None:
+    """The browser for the stage "site": what CHROMIUM names, else one that is installed."""
+    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+    return os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
 
 
 def main(names: list[str]) -> int:
     results = []
     for name in names or STAGES:
         print(f"\n── {name}: {STAGES[name]}", flush=True)
+        if name == "site" and not chromium():
+            print("not run: there is no Chromium or Chrome; install one, or name it with CHROMIUM=/path/to/it")
+            results.append((name, "not run", 0.0))
+            continue
         start = time.perf_counter()
-        code = subprocess.run([sys.executable, "-m", *STAGES[name].split()]).returncode
-        results.append((name, code == 0, time.perf_counter() - start))
+        command = STAGES[name].split()
+        if command[0] != "make":
+            command = [sys.executable, "-m", *command]
+        code = subprocess.run(command).returncode
+        results.append((name, "FAILED" if code else "passed", time.perf_counter() - start))
     print("\n── summary")
-    for name, passed, seconds in results:
-        print(f"{name:10} {'passed' if passed else 'FAILED'} {seconds:7.1f} s")
-    failed = sum(not passed for _, passed, _ in results)
-    print(f"stages: {len(results) - failed} passed, {failed} failed")
-    return 1 if failed else 0
+    for name, outcome, seconds in results:
+        print(f"{name:10} {outcome} {seconds:7.1f} s")
+    count = [sum(outcome == kind for _, outcome, _ in results) for kind in ("passed", "FAILED", "not run")]
+    print(f"stages: {count[0]} passed, {count[1]} failed" + (f", {count[2]} not run" if count[2] else ""))
+    return 1 if count[1] else 0
 
 
 if __name__ == "__main__":

@@ -31,10 +31,22 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("config-inited", publish_at_its_address, priority=100)  # before extensions look at the settings
     app.connect("config-inited", fetch_inventories, priority=100)
     app.connect("config-inited", find_out_versions_and_times, priority=100)
+    app.connect("env-get-outdated", all_pages_where_styles_have_changed)
     app.connect("html-page-context", describe_the_page, priority=400)  # before opengraph reads it
+    app.connect("html-page-context", mend_the_list_of_works)
     app.connect("html-page-context", launch_the_notebook_for_colab, priority=900)  # when the theme has its buttons
     app.connect("build-finished", write_notebooks_for_colab)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
+
+
+def all_pages_where_styles_have_changed(app: Sphinx, env: Any, *changes: Any) -> set[str]:
+    """Sphinx copies styles and pictures only when a page has changed, and pages name a style by its content."""
+    copies = Path(app.outdir) / "_static"
+    for file in (ROOT / "book" / "_static").iterdir():
+        copy = copies / file.name
+        if copy.exists() and copy.read_bytes() != file.read_bytes():
+            return set(env.found_docs)
+    return set()
 
 
 # The address: `repository.url` in _config.yml. All that needs it is switched on by it, and off without it ------------
@@ -79,6 +91,13 @@ def describe_the_page(app: Sphinx, pagename: str, templatename: str, context: An
         text = shorten(first, 200, placeholder=" …")
         context["metatags"] = context.get("metatags", "") + f'\n<meta name="description" content="{escape(text)}" />'
         context["meta"] = (context.get("meta") or {}) | {"og:description": text}
+
+
+def mend_the_list_of_works(app: Sphinx, pagename: str, templatename: str, context: Any, doctree: Any) -> None:
+    """Leave out docutils' roles of a bibliography: one is deprecated, and a list may not hold the other."""
+    if "body" in context:
+        body = context["body"].replace('<div role="list" class="citation-list">', '<div class="citation-list">')
+        context["body"] = body.replace(' role="doc-biblioentry"', "")
 
 
 def launch_the_notebook_for_colab(app: Sphinx, pagename: str, templatename: str, context: Any, doctree: Any) -> None:
