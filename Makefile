@@ -26,7 +26,7 @@ book: $(stamp) ## Build the book and print where to open it
 	@# Sphinx warns of a page when it reads it: forget what was read, or the next run would pass.
 	@$(VENV)/bin/jupyter-book build . -W -n --keep-going -q || { rm -rf _build/.doctrees; exit 1; }
 
-test: $(stamp) ## Run every check: ruff, mypy, doctest, pytest, the notebooks against their stored outputs, the built pages
+test: $(stamp) ## Run every check: ruff, mypy, doctest, pytest, notebooks, and the built pages in a browser
 	@$(python) tools/check.py
 
 test-portable: $(stamp) ## Run the notebooks as another machine would: one thread, other CPU kernels

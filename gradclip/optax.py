@@ -37,7 +37,12 @@ def clip_by_value(limit: Any) -> optax.GradientTransformation:
     Returns
     -------
     optax.GradientTransformation
-        Without a state. Its ``update`` raises as `gradclip.clip_by_value` does. NaN stays NaN.
+        Without a state. NaN stays NaN.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Not here: its ``update`` raises as `gradclip.clip_by_value` does.
 
     Examples
     --------
@@ -179,7 +184,7 @@ def clip_adaptive(
     Parameters
     ----------
     clip_factor, eps : float or 0-d array
-        The factor λ ≥ 0, and the least norm that weights are taken to have.
+        The factor r ≥ 0, and the least norm that weights are taken to have.
     unit_axis : int, optional
         The axis that counts the units: the last by default. Arrays with fewer than two axes are one unit.
 

@@ -26,7 +26,7 @@ class Clipped(NamedTuple):
 
 
 class NonFiniteGradientError(FloatingPointError):
-    """A gradient holds NaN or infinity, and ``nonfinite="raise"`` asked to be told."""
+    """Raised with ``nonfinite="raise"`` where a gradient holds NaN or infinity."""
 
 
 def global_norm(grads: Tree, *, ord: float = 2) -> Any:
@@ -38,7 +38,7 @@ def global_norm(grads: Tree, *, ord: float = 2) -> Any:
         One array, or any nesting of list, tuple, named tuple and dict of arrays of one framework, of any shapes and of
         dtype float16, bfloat16, float32, float64, complex64 or complex128. ``None`` (no gradient) is passed over.
     ord : float, default 2
-        The order p of the norm (Σ|x|ᵖ)¹ᐟᵖ: 1, 2, ``inf`` (the largest modulus) or any p > 0.
+        The order p of the norm (Σ|x|ᵖ)¹ᐟᵖ: 1, 2, ``inf`` (the largest absolute value) or any p > 0.
 
     Returns
     -------
@@ -76,7 +76,8 @@ def clip_by_global_norm(
         As for `global_norm`.
     max_norm : float or 0-d array
         The threshold c ≥ 0, in the unit of the gradients. ``inf`` measures and changes nothing. A 0-d array of the
-        gradients' framework is used where it is; there, one that is negative or NaN makes every element NaN.
+        gradients' framework that lies on a GPU, or is traced by a compiler, is not read: nothing waits for it, and if
+        it is negative or NaN, every element becomes NaN.
     ord : float, default 2
         The order of the norm.
     norm : float or 0-d array, optional
@@ -303,7 +304,7 @@ def clip_adaptive(
     """Scale each unit's gradient so that its norm is at most ``clip_factor`` times the norm of the unit's weights.
 
     Adaptive gradient clipping (AGC): with G and W the gradient and the weights of one unit (the weights that lead to
-    one output), G becomes λ·max(‖W‖, eps)·G/‖G‖ where ‖G‖ > λ·max(‖W‖, eps), and stays as it is elsewhere.
+    one output), G becomes r·max(‖W‖, eps)·G/‖G‖ where ‖G‖ > r·max(‖W‖, eps), and stays as it is elsewhere.
 
     Parameters
     ----------
@@ -312,7 +313,7 @@ def clip_adaptive(
     params : array or tree of arrays
         The weights, of the same structure and shapes.
     clip_factor : float, default 0.01
-        The factor λ ≥ 0, without a unit.
+        The factor r ≥ 0, without a unit.
     eps : float, default 1e-3
         The least norm that weights are taken to have, so that weights of zero can be trained.
     unit_axis : int, optional

@@ -1,7 +1,7 @@
 """Where ``max_norm`` comes from while a run goes on: thresholds that follow the norms they have seen.
 
-Each class takes the norm of a step, before clipping, and gives the threshold for that same step. Between the two calls
-of a training step, the lines are the same whichever framework holds the gradients:
+Each class takes the norm of a step, before clipping, and gives the threshold for that same step. The lines are the
+same whichever framework holds the gradients:
 
 >>> import numpy as np
 >>> from gradclip import clip_by_global_norm, global_norm, thresholds

@@ -8,7 +8,7 @@ They take the same arguments and differ from PyTorch's in the following.
 - **Accurate norm.** Of half-precision gradients it is float32 (PyTorch's is rounded to their dtype), and on the CPU its
   error does not grow with the number of elements.
 - **Thresholds are checked.** A negative one, which flips the update's sign in PyTorch, and NaN: ValueError; a bool or a
-  string: TypeError. A 0-d tensor is used where it is, without the wait of PyTorch's ``float(max_norm)``. ``inf``
+  string: TypeError. A 0-d tensor on a GPU is not waited for, as PyTorch's ``float(max_norm)`` does. ``inf``
   measures and changes nothing, also where a gradient is not finite.
 - **Where one gradient is not finite** all become NaN: such a norm has no direction to keep. PyTorch multiplies by
   c/inf = 0 where the norm is infinite, which makes NaN of the infinite elements and zeros of the others.
@@ -44,7 +44,7 @@ Tensors = torch.Tensor | Iterable[torch.Tensor]
 
 
 class NonFiniteGradientError(rules.NonFiniteGradientError, RuntimeError):
-    """A gradient holds NaN or infinity, and ``error_if_nonfinite`` asked to be told.
+    """Raised with ``error_if_nonfinite=True`` where a gradient holds NaN or infinity.
 
     It is a RuntimeError as well, which is what PyTorch raises, so that code that catches that keeps working.
     """
@@ -282,7 +282,7 @@ def fold_into(optimizer: torch.optim.Optimizer, norm: Any, max_norm: Any) -> Non
     Raises
     ------
     TypeError
-        ``optimizer`` is none, or has no fused step; ``norm`` or ``max_norm`` is not a number.
+        ``optimizer`` is not an optimizer, or has no fused step; ``norm`` or ``max_norm`` is not a number.
     ValueError
         ``optimizer`` was made without ``fused=True``; ``norm`` or ``max_norm`` is negative, or ``max_norm`` is NaN.
 

@@ -1,4 +1,4 @@
-"""The mistakes that Part II shows as differences are the loops that its page runs."""
+"""The mistakes that Wrong on purpose shows as differences are the loops that its page runs."""
 
 import ast
 import re
