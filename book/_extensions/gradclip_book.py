@@ -165,10 +165,10 @@ PACKAGES = ("gradclip", "numpy", "torch", "tensorflow", "keras", "jax", "optax",
 
 
 def find_out_versions_and_times(app: Sphinx, config: Config) -> None:
-    """Two tables for {{ versions }} and {{ running_times }}."""
+    """Two tables for {{ versions }} and {{ running_times }}, and {{ too_slow }}."""
     versions = [f"| {package} | {version(package)} |" for package in PACKAGES]
     times = json.loads((ROOT / "book" / "running_times.json").read_text(encoding="utf-8"))
-    rows = []
+    rows, too_slow = [], []
     for name, run in times.items():
         title = next(
             line.removeprefix("# ")
@@ -177,8 +177,10 @@ def find_out_versions_and_times(app: Sphinx, config: Config) -> None:
             if line.startswith("# ")
         )
         page = Path(name).relative_to("book").as_posix()
+        too_slow += [f"[{title}](../{page})"] if run["seconds"] > 60 else []
         rows.append(f"| [{title}](../{page}) | {run['seconds']:.0f} s | {run['date']} | {run['machine']} |")
     config.myst_substitutions = config.myst_substitutions | {
         "versions": "\n".join(["| package | version |", "|---|---|", *versions]),
+        "too_slow": ", ".join(too_slow) or "none",
         "running_times": "\n".join(["| page | time | run on | machine |", "|---|---:|---|---|", *rows]),
     }

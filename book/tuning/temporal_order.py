@@ -8,6 +8,7 @@ Every array has a leading axis that counts the runs. A run has its own parameter
 """
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -137,8 +138,31 @@ def train(
     dtype : dtype
         That of all arithmetic.
     """
+    max_norms, rates = (np.broadcast_to(x, len(seeds)).astype(dtype) for x in (max_norms, learning_rate))
+
+    def train_some(which: Array) -> Runs:
+        own = [seeds[run] for run in which]
+        return _train(own, max_norms[which], rates[which], length, steps, batch, check_every, dtype)
+
+    # Runs do not meet, so each core takes every second one.
+    halves = [half for half in (np.arange(len(seeds))[::2], np.arange(len(seeds))[1::2]) if half.size]
+    with ThreadPoolExecutor(2) as pool:
+        done = list(pool.map(train_some, halves))
+    back = np.argsort(np.concatenate(halves))
+    return Runs(*(np.concatenate(parts, axis=-1)[..., back] for parts in zip(*done, strict=True)))
+
+
+def _train(
+    seeds: Sequence[int],
+    max_norms: Array,
+    rates: Array,
+    length: int,
+    steps: int,
+    batch: int,
+    check_every: int,
+    dtype: Any,
+) -> Runs:
     runs = len(seeds)
-    max_norms, rates = (np.broadcast_to(x, runs).astype(dtype) for x in (max_norms, learning_rate))
     rngs = [np.random.default_rng(seed) for seed in seeds]
     theta = np.stack([initial(rng) for rng in rngs]).astype(dtype)
     losses, norms = np.full((2, steps, runs), np.nan)

@@ -91,10 +91,9 @@ def test_every_function_appears_in_a_notebook():
     assert sorted(functions - used) == []
 
 
-def test_running_times_are_there_for_every_notebook_and_below_a_minute():
+def test_the_running_time_of_every_notebook_is_told():
     times = json.loads((ROOT / "book" / "running_times.json").read_text(encoding="utf-8"))
     assert list(times) == [path.relative_to(ROOT).as_posix() for path in all_notebooks()]
-    assert {name: run["seconds"] for name, run in times.items() if run["seconds"] >= 60} == {}
     page = (SITE / "book" / "reference" / "versions.html").read_text(encoding="utf-8")
     for run in times.values():
         assert f"<p>{run['seconds']:.0f} s</p>" in page
