@@ -168,8 +168,9 @@ def find_out_versions_and_times(app: Sphinx, config: Config) -> None:
     """Two tables for {{ versions }} and {{ running_times }}, and {{ too_slow }}."""
     versions = [f"| {package} | {version(package)} |" for package in PACKAGES]
     times = json.loads((ROOT / "book" / "running_times.json").read_text(encoding="utf-8"))
+    order = (ROOT / "_toc.yml").read_text(encoding="utf-8")
     rows, too_slow = [], []
-    for name, run in times.items():
+    for name, run in sorted(times.items(), key=lambda item: order.index(item[0].removesuffix(".ipynb"))):
         title = next(
             line.removeprefix("# ")
             for cell in nbformat.read(ROOT / name, as_version=4).cells
