@@ -32,6 +32,11 @@ class Handler(SimpleHTTPRequestHandler):
         self.wfile.write(page)
 
 
+class Server(ThreadingHTTPServer):
+    def handle_error(self, request, client_address):
+        """Say nothing: a browser that closes a page breaks off what it was loading."""
+
+
 def pytest_generate_tests(metafunc):
     if "page_name" in metafunc.fixturenames:
         assert PAGES, "build the book first: make book"
@@ -40,7 +45,7 @@ def pytest_generate_tests(metafunc):
 
 @pytest.fixture(scope="session")
 def address():
-    server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=SITE))
+    server = Server(("127.0.0.1", 0), functools.partial(Handler, directory=SITE))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}"
     server.shutdown()
