@@ -15,7 +15,6 @@ import torch.multiprocessing as mp
 import gradclip
 from gradclip.torch import clip_grad_norm_
 
-RANKS = 4
 ORDERS = (0.5, 1, 2, 3, math.inf)
 
 pytestmark = pytest.mark.skipif(
@@ -37,7 +36,7 @@ def exchanges(call):
 
 
 def same_everywhere(norm):
-    every = [torch.zeros_like(norm) for _ in range(RANKS)]
+    every = [torch.zeros_like(norm) for _ in range(dist.get_world_size())]
     dist.all_gather(every, norm)
     return all(torch.equal(n, norm) or (n.isnan() and norm.isnan()) for n in every)
 
@@ -47,12 +46,14 @@ def samples(dtype):
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
-    line, square = init_device_mesh("cpu", (RANKS,)), init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "model"))
+    ranks = dist.get_world_size()
+    line = init_device_mesh("cpu", (ranks,))
+    square = init_device_mesh("cpu", (ranks // 2, 2), mesh_dim_names=("data", "model"))
     generator = torch.Generator().manual_seed(0)
     arrays = []
     for shape, mesh, placements in (
         ((9, 4), line, [Shard(0)]),
-        ((3,), line, [Shard(0)]),  # nothing is left for the last rank
+        ((3,), line, [Shard(0)]),  # nothing is left for the last of four ranks
         ((5, 8), line, [Shard(1)]),
         ((6,), line, [Replicate()]),
         ((8, 6), square, [Shard(0), Shard(1)]),
@@ -100,7 +101,7 @@ def squares_need_not_fit():
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.tensor import Shard, distribute_tensor
 
-    mesh = init_device_mesh("cpu", (RANKS,))
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
     for raw, dtype in (
         ([1e20, -2e20, 3.0, 0.0, 1.0], torch.float32),
         ([1e-30, 1e-30, 0.0, 0.0, 1e-30], torch.float32),
@@ -195,13 +196,14 @@ def fully_shard_trains_as_one_process_does():
         torch.manual_seed(0)
         return torch.nn.Sequential(torch.nn.Linear(6, 10), torch.nn.Tanh(), torch.nn.Linear(10, 3))
 
+    ranks = dist.get_world_size()
     plain, sharded = model(), model()
     for layer in (sharded[0], sharded[2], sharded):
-        fully_shard(layer, mesh=init_device_mesh("cpu", (RANKS,)))
-    batch = torch.randn(RANKS * 5, 6)
+        fully_shard(layer, mesh=init_device_mesh("cpu", (ranks,)))
+    batch = torch.randn(ranks * 5, 6)
     optimizers = [torch.optim.SGD(m.parameters(), lr=0.1, momentum=0.9) for m in (plain, sharded)]
     for _ in range(3):
-        losses = plain(batch).square().mean() * 100, sharded(batch.chunk(RANKS)[dist.get_rank()]).square().mean() * 100
+        losses = plain(batch).square().mean() * 100, sharded(batch.chunk(ranks)[dist.get_rank()]).square().mean() * 100
         norms = []
         for loss, m, optimizer in zip(losses, (plain, sharded), optimizers, strict=True):
             optimizer.zero_grad()
@@ -226,9 +228,9 @@ CASES = [
 ]
 
 
-def rank(number, meeting_place):
+def rank(number, ranks, meeting_place):
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{meeting_place}/meet", rank=number, world_size=RANKS)
+    dist.init_process_group("gloo", init_method=f"file://{meeting_place}/meet", rank=number, world_size=ranks)
     try:
         for case in CASES:
             try:
@@ -239,6 +241,7 @@ def rank(number, meeting_place):
         dist.destroy_process_group()
 
 
-def test_rule_16_on_four_processes():
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_rule_16_on_several_processes(ranks):
     with tempfile.TemporaryDirectory() as meeting_place:
-        mp.spawn(rank, args=(meeting_place,), nprocs=RANKS)
+        mp.spawn(rank, args=(ranks, meeting_place), nprocs=ranks)
