@@ -37,8 +37,6 @@ def documented():
 
 
 def test_every_public_name_has_an_entry():
-    elsewhere = {"gradclip.torch.NonFiniteGradientError"} & PUBLIC.keys()  # has one of its own
-    assert elsewhere
     assert sorted((PUBLIC.keys() | MEMBERS.keys()) - documented().keys()) == []
 
 
