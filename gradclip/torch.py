@@ -28,7 +28,7 @@ from typing import Any
 
 import torch
 
-from . import rules
+from . import arguments, rules
 from .backends import torch as backend
 
 __all__ = [
@@ -308,8 +308,8 @@ def fold_into(optimizer: torch.optim.Optimizer, norm: Any, max_norm: Any) -> Non
         )
     if not all(group["fused"] for group in optimizer.param_groups):
         raise ValueError(f"fold_into needs a fused step: make the optimizer with {name}(..., fused=True)")
-    max_norm = rules._threshold(max_norm, backend)
-    number = rules._number(norm, backend, "norm")
+    max_norm = arguments.threshold(max_norm, backend)
+    number = arguments.value_of(norm, backend, "norm")
     if number is not None and number < 0:
         raise ValueError(f"norm must be ≥ 0, got {number}")
     device = next((p.device for group in optimizer.param_groups for p in group["params"]), torch.device("cpu"))

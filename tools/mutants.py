@@ -2,7 +2,7 @@
 
 Usage: mutants.py [--count 60] [--seed 0] [--only rules.py]
 
-Each mutant changes one operator or one constant of rules.py or of a backend, in a copy of the repository.
+Each mutant changes one operator or one constant of rules.py, arguments.py, trees.py or of a backend, in a copy of the repository.
 """
 
 import argparse
@@ -20,7 +20,9 @@ ROOT = Path(__file__).resolve().parent.parent
 TESTS = [f"tests/test_{name}.py" for name in ("contract", "tracing", "faults", "parity", "differential")]
 # What is mutated, and the tests (by the names of their cases) that can notice.
 OTHERS = {"numpy", "torch", "tensorflow", "jax"}
-TARGETS = {"gradclip/rules.py": OTHERS - {"tensorflow", "jax"}} | {f"gradclip/backends/{o}.py": {o} for o in OTHERS}
+SHARED = ("arguments", "rules", "trees")
+TARGETS = {f"gradclip/{name}.py": OTHERS - {"tensorflow", "jax"} for name in SHARED}
+TARGETS |= {f"gradclip/backends/{name}.py": {name} for name in OTHERS}
 
 SWAPS = {
     ast.LtE: ast.Lt, ast.Lt: ast.LtE, ast.GtE: ast.Gt, ast.Gt: ast.GtE, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq,

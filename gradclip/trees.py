@@ -1,0 +1,156 @@
+"""Nestings of arrays: what is a leaf, how a tree is taken apart and put together, how an error names a leaf."""
+
+import contextlib
+import copy
+from collections.abc import Callable, Iterator, Sequence, ValuesView
+from typing import Any
+
+import numpy as np
+
+from .backends import BY_TYPE, TAKEN, Backend, backend_of
+
+Nested = Any  # one array, or any nesting of list, tuple, named tuple and dict of arrays and None
+
+
+class Tree:
+    """The arrays of a tree, checked, with their backend and what is needed to put the tree together again.
+
+    Of a sparse array, ``arrays`` holds the values, those of repeated indices summed. A tree without arrays belongs to
+    the framework of the arguments ``beside`` it.
+    """
+
+    def __init__(
+        self, tree: Nested, *, taken: tuple[str, ...] = TAKEN, in_place_of: str = "", beside: Sequence[Any] = ()
+    ) -> None:
+        self.arrays: list[Any] = []
+        self.structure = _map(self._take, tree)
+        self.backend = _backend_of_all(self.arrays, self.structure, taken, beside)
+        self.places: Sequence[int] = range(len(self.arrays))  # of the arrays, among those of the structure
+        if in_place_of:
+            _check_writable(self, in_place_of)
+            if len({id(a) for a in self.arrays}) < len(self.arrays):  # an array listed twice is one array
+                self.places = list({id(a): i for i, a in enumerate(self.arrays)}.values())
+                self.arrays = [self.arrays[i] for i in self.places]
+        self.sparse = {i: (a, self.backend.coalesce(a)) for i, a in enumerate(self.arrays) if self.backend.is_sparse(a)}
+        for i, (_, coalesced) in self.sparse.items():
+            self.arrays[i] = self.backend.sparse_values(coalesced)
+
+    def _take(self, leaf: Any) -> Any:
+        if leaf is not None:
+            self.arrays.append(leaf)
+        return leaf
+
+    def name(self, i: int) -> str:
+        """How the caller would write the array i."""
+        return _name(self.structure, self.places[i])
+
+    def rebuild(self, arrays: Sequence[Any]) -> Nested:
+        """The tree with new arrays in the place of its own."""
+        arrays = list(arrays)
+        for i, (_, coalesced) in self.sparse.items():
+            arrays[i] = self.backend.with_values(coalesced, arrays[i])
+        new = iter(arrays)
+        return _map(lambda leaf: None if leaf is None else next(new), self.structure)
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """Within it, what is written to the arrays is written to the tree."""
+        with self.backend.writing():
+            yield
+            for array, coalesced in self.sparse.values():
+                self.backend.write_back(array, coalesced)
+
+
+def _map(visit: Callable[[Any], Any], tree: Nested) -> Nested:
+    """The same tree with every leaf replaced by visit(leaf). Iterators become lists."""
+    if isinstance(tree, dict):
+        new = {key: _map(visit, value) for key, value in tree.items()}
+        if type(tree) is dict:
+            return new
+        same_kind = copy.copy(tree)
+        same_kind.update(new)
+        return same_kind
+    if isinstance(tree, (list, tuple, Iterator, ValuesView)):
+        # For an array, the call of _map is left out: with thousands of arrays, it is felt.
+        items = [visit(item) if BY_TYPE.get(type(item)) else _map(visit, item) for item in tree]
+        if isinstance(tree, tuple):
+            return type(tree)(*items) if hasattr(tree, "_fields") else tuple(items)
+        return items
+    return visit(tree)
+
+
+def _leaves(tree: Nested, name: str = "grads") -> list[tuple[str, Any]]:
+    """The leaves of a tree, each with the expression that leads to it: grads['conv'].weight[0]."""
+    if isinstance(tree, dict):
+        children = [(f"{name}[{key!r}]", value) for key, value in tree.items()]
+    elif hasattr(tree, "_fields"):
+        children = [(f"{name}.{field}", getattr(tree, field)) for field in tree._fields]
+    elif isinstance(tree, (list, tuple)):
+        children = [(f"{name}[{i}]", item) for i, item in enumerate(tree)]
+    else:
+        return [(name, tree)]
+    return [leaf for child, value in children for leaf in _leaves(value, child)]
+
+
+def _name(tree: Nested, place: int) -> str:
+    """The expression that leads to one array. Only errors need it, so it is not kept at hand."""
+    return [name for name, leaf in _leaves(tree) if leaf is not None][place]
+
+
+def _backend_of_all(arrays: Sequence[Any], tree: Nested, taken: tuple[str, ...], beside: Sequence[Any] = ()) -> Backend:
+    """The one backend of all arrays of a tree; if there are none, that of an array beside it, or NumPy's."""
+    shared = None
+    checked = set()
+    for i, array in enumerate(arrays):
+        kind = type(array), getattr(array, "dtype", None)
+        if kind in checked:
+            continue
+        checked.add(kind)
+        backend = backend_of(array)
+        if backend is None:
+            raise TypeError(
+                f"{_name(tree, i)} is of type {type(array).__name__}; gradclip takes arrays of NumPy, PyTorch, "
+                "TensorFlow or JAX, and lists, tuples, named tuples and dicts of them"
+            )
+        shared = shared or backend
+        if backend is not shared:
+            raise TypeError(
+                f"{_name(tree, i)} is a {backend.NAME} array, {_name(tree, 0)} a {shared.NAME} one; "
+                "the arrays of one call must belong to one framework"
+            )
+        if backend.dtype_name(array.dtype) not in taken:
+            raise TypeError(
+                f"{_name(tree, i)} has dtype {backend.dtype_name(array.dtype)}; this function takes {', '.join(taken)}"
+            )
+    return shared or next(filter(None, map(backend_of, (*beside, np.float32(0)))))
+
+
+def _check_writable(tree: Tree, functional: str) -> None:
+    backend = tree.backend
+    if not hasattr(backend, "scale_"):
+        raise TypeError(
+            f"{backend.NAME} arrays cannot be written to: use {functional}, without underscore, which makes new ones"
+        )
+    for i, array in enumerate(tree.arrays):
+        if reason := backend.why_not_writable(array):
+            raise TypeError(f"{tree.name(i)} {reason}; nothing has been clipped")
+
+
+def weights_of(tree: Tree, params: Nested) -> list[Any]:
+    """The parameters that have a gradient, in the order of a tree's arrays."""
+    params = _map(lambda leaf: leaf, params)
+    found = _leaves(params)
+    if [name for name, _ in found] != [name for name, _ in _leaves(tree.structure)]:
+        raise ValueError("params must have the structure of grads: the same containers, keys and lengths")
+    have_gradients = [leaf is not None for _, leaf in _leaves(tree.structure)]
+    weights = [leaf for (_, leaf), has in zip(found, have_gradients, strict=True) if has]
+    backend = _backend_of_all(weights, tree.structure, TAKEN)
+    weights = [weights[i] for i in tree.places]
+    if tree.arrays and backend is not tree.backend:
+        raise TypeError(f"params are {backend.NAME} arrays, the gradients {tree.backend.NAME} ones")
+    for i, array in enumerate(tree.arrays):
+        rows = i in tree.sparse  # a sparse gradient holds some rows of the whole one
+        if tuple(weights[i].shape)[rows:] != tuple(array.shape)[rows:]:
+            shapes = f"{tuple(array.shape)}, its parameter {tuple(weights[i].shape)}"
+            raise ValueError(f"{tree.name(i)} has shape {shapes}")
+    return weights
