@@ -2,7 +2,7 @@
 
 Usage: mutants.py [--count 60] [--seed 0] [--only rules.py]
 
-Each mutant changes one operator or one constant of rules.py, arguments.py, trees.py or of a backend, in a copy of the repository.
+Each mutant changes one operator or one constant of a file of the core or of a backend, in a copy of the repository.
 """
 
 import argparse
