@@ -617,7 +617,7 @@ def _each_by_its_weights(
     )
     eps = arguments.nonnegative(eps, backend, "eps", "it stands for a norm")
     weights = [backend.constant(w) for w in weights_of(tree, params)]
-    axes = [arguments.unit_axes(unit_axis, axis, tree, i, len(w.shape)) for i, w in enumerate(weights)]
+    axes: list[Any] = [arguments.unit_axes(unit_axis, axis, tree, i, len(w.shape)) for i, w in enumerate(weights)]
     limits = backend.unit_limits(backend.measure_each(weights, 2, axes), clip_factor, eps)
     for i, (_, coalesced) in tree.sparse.items():
         if (

@@ -614,6 +614,8 @@ def _multiply_(arrays: Sequence[Array], factors: Sequence[Sequence[Array]]) -> N
 
 def _physical(x: Array) -> Array:
     """The numbers of a lazily conjugated or negated array as they lie in memory: a factor is the same for them."""
+    if torch.compiler.is_compiling():  # which keeps no array lazy
+        return x
     x = x.conj() if x.is_conj() else x
     return torch._neg_view(x) if x.is_neg() else x
 
