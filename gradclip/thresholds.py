@@ -31,10 +31,11 @@ exactly. The settings are not part of it: they are the constructor's, and may be
 from collections import Counter, deque
 from heapq import heapify, heappop, heappush
 from math import floor, hypot, inf, isfinite, sqrt
-from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
+
+from . import checks
 
 __all__ = ["MovingAverage", "Percentile", "ZScore"]
 
@@ -73,10 +74,10 @@ class Percentile:
     """
 
     def __init__(self, percentile: float = 10.0, *, window: int | None = None) -> None:
-        self.percentile = _number(percentile, "percentile")
+        self.percentile = checks.number(percentile, "percentile")
         if not 0 <= self.percentile <= 100:
             raise ValueError(f"percentile must be from 0 to 100, got {self.percentile}")
-        self.window = None if window is None else _count(window, "window", 1, "the history must hold a norm")
+        self.window = None if window is None else checks.count(window, "window", 1, "the history must hold a norm")
         self._fill(deque())
 
     def update(self, norm: Any) -> float:
@@ -99,7 +100,7 @@ class Percentile:
         ValueError
             ``norm`` is negative.
         """
-        norm = _norm(norm)
+        norm = checks.norm(norm)
         if isfinite(norm):
             self._append(norm)
         if not self._history:
@@ -123,8 +124,8 @@ class Percentile:
         TypeError, ValueError
             This is no state of a `Percentile`. Nothing has been changed then.
         """
-        (history,) = _entries(state, self, "history")
-        self._fill(deque(_finite_norms(history, "history"), maxlen=self.window))
+        (history,) = checks.entries(state, self, "history")
+        self._fill(deque(checks.finite_norms(history, "history"), maxlen=self.window))
 
     def _fill(self, history: deque[float]) -> None:
         """Start from a history: its smallest norms, up to the percentile's place, in one heap, the rest in another.
@@ -253,12 +254,10 @@ class ZScore:
         clip_option: str = "adaptive_scaling",
         skip_update_on_spike: bool = False,
     ) -> None:
-        self.z = _positive(z, "z")
-        self.alpha = _share(alpha, "alpha")
-        self.warmup = _count(warmup, "warmup", 1, "the first norm has none before it to be compared with")
-        self.cap = None if cap is None else _number(cap, "cap")
-        if self.cap is not None and not self.cap >= 0:
-            raise ValueError(f"cap must be ≥ 0, got {self.cap} (a negative threshold would flip the update's sign)")
+        self.z = checks.positive(z, "z")
+        self.alpha = checks.share(alpha, "alpha")
+        self.warmup = checks.count(warmup, "warmup", 1, "the first norm has none before it to be compared with")
+        self.cap = None if cap is None else checks.threshold(cap, "cap")
         if clip_option not in self._OPTIONS:
             raise ValueError(f"clip_option must be one of {', '.join(map(repr, self._OPTIONS))}, got {clip_option!r}")
         if not isinstance(skip_update_on_spike, bool):
@@ -291,7 +290,7 @@ class ZScore:
         ValueError
             ``norm`` is negative.
         """
-        norm = _norm(norm)
+        norm = checks.norm(norm)
         finite = isfinite(norm)
         threshold = self._threshold(norm if finite else inf)
         if finite and not (self.skip_update_on_spike and threshold < inf):
@@ -333,10 +332,10 @@ class ZScore:
         TypeError, ValueError
             This is no state of a `ZScore`. Nothing has been changed then.
         """
-        count, mean, deviation = _entries(state, self, "count", "mean", "deviation")
+        count, mean, deviation = checks.entries(state, self, "count", "mean", "deviation")
         count, (mean, deviation) = (
-            _count(count, "count", 0, "it counts norms"),
-            _finite_norms([mean, deviation], "mean and deviation"),
+            checks.count(count, "count", 0, "it counts norms"),
+            checks.finite_norms([mean, deviation], "mean and deviation"),
         )
         self._count, self._mean, self._deviation = count, mean, deviation
 
@@ -379,9 +378,9 @@ class MovingAverage:
     """
 
     def __init__(self, factor: float = 2.0, *, alpha: float = 0.98, warmup: int = 100) -> None:
-        self.factor = _positive(factor, "factor")
-        self.alpha = _share(alpha, "alpha")
-        self.warmup = _count(warmup, "warmup", 1, "the first norm has none before it to be compared with")
+        self.factor = checks.positive(factor, "factor")
+        self.alpha = checks.share(alpha, "alpha")
+        self.warmup = checks.count(warmup, "warmup", 1, "the first norm has none before it to be compared with")
         self._count = 0
         self._average = 0.0
 
@@ -405,7 +404,7 @@ class MovingAverage:
         ValueError
             ``norm`` is negative.
         """
-        norm = _norm(norm)
+        norm = checks.norm(norm)
         # A limit of 0 would make every later norm 0, and then the average for good.
         limit = self.factor * self._average or inf
         threshold = inf if self._count < self.warmup else limit
@@ -429,82 +428,9 @@ class MovingAverage:
         TypeError, ValueError
             This is no state of a `MovingAverage`. Nothing has been changed then.
         """
-        count, average = _entries(state, self, "count", "average")
-        count, (average,) = _count(count, "count", 0, "it counts norms"), _finite_norms([average], "average")
+        count, average = checks.entries(state, self, "count", "average")
+        count, (average,) = (
+            checks.count(count, "count", 0, "it counts norms"),
+            checks.finite_norms([average], "average"),
+        )
         self._count, self._average = count, average
-
-
-# Arguments ------------------------------------------------------------------------------------------------------------
-
-
-def _number(value: Any, name: str) -> float:
-    """The value of a number, or of a 0-d array of any framework."""
-    dtype = getattr(value, "dtype", "float" if isinstance(value, Real) and not isinstance(value, bool) else None)
-    kind = str(getattr(dtype, "name", dtype))
-    if not ("float" in kind or "int" in kind):
-        raise TypeError(f"{name} must be a number or a 0-d array, got {value!r} of type {type(value).__name__}")
-    if shape := tuple(getattr(value, "shape", ())):
-        raise TypeError(f"{name} must be a number or a 0-d array, got an array of shape {shape}")
-    # PyTorch warns when float() is called on a norm that can be differentiated; TensorFlow has no item().
-    value = value.item() if hasattr(value, "item") else value
-    try:
-        return float(value)
-    except OverflowError:
-        raise ValueError(f"{name} is an integer beyond the range of float64") from None
-
-
-def _norm(value: Any, name: str = "norm") -> float:
-    """The value of a norm, which may be NaN."""
-    number = _number(value, name)
-    if number < 0:
-        raise ValueError(f"{name} must be ≥ 0, got {number}")
-    return number
-
-
-def _positive(value: Any, name: str) -> float:
-    number = _number(value, name)
-    if not 0 < number < inf:
-        raise ValueError(f"{name} must be finite and > 0, got {number}")
-    return number
-
-
-def _share(value: Any, name: str) -> float:
-    number = _number(value, name)
-    if not 0 <= number < 1:
-        raise ValueError(f"{name} must be in [0, 1), got {number} (it is how much of the past a step keeps)")
-    return number
-
-
-def _count(value: Any, name: str, least: int, why: str) -> int:
-    if not isinstance(value, Integral) or isinstance(value, bool):
-        raise TypeError(f"{name} must be an integer, got {value!r} of type {type(value).__name__}")
-    if value < least:
-        raise ValueError(f"{name} must be ≥ {least}, got {value} ({why})")
-    return int(value)
-
-
-# States ---------------------------------------------------------------------------------------------------------------
-
-
-def _entries(state: Any, owner: object, *names: str) -> list[Any]:
-    """The entries of a state, which must have these names and no others."""
-    kind = type(owner).__name__
-    if not isinstance(state, dict):
-        raise TypeError(f"the state of a {kind} must be a dict, got {state!r} of type {type(state).__name__}")
-    if state.keys() != set(names):
-        got = ", ".join(map(str, state)) or "none"
-        raise ValueError(f"the state of a {kind} has the keys {', '.join(names)}, got {got}")
-    return [state[name] for name in names]
-
-
-def _finite_norms(values: Any, name: str) -> list[float]:
-    if not isinstance(values, list):
-        raise TypeError(f"{name} must be a list of numbers, got {values!r} of type {type(values).__name__}")
-    if set(map(type, values)) == {float}:  # a history may hold millions
-        numbers = np.array(values)
-        if bool(((numbers >= 0) & np.isfinite(numbers)).all()):
-            return list(values)
-    for value in values:
-        if not isfinite(number := _norm(value, name)):
-            raise ValueError(f"{name} must be finite, got {number}")
-    return [float(value) for value in values]
