@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .thresholds import _entries, _norm, _number
+from . import checks
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -61,7 +61,7 @@ class NormHistory:
         ValueError
             One of them is negative, or ``max_norm`` is NaN. Nothing has been recorded then.
         """
-        norm, max_norm = _norm(norm), _max_norm(max_norm)
+        norm, max_norm = checks.norm(norm), checks.threshold(max_norm)
         self.norms.append(norm)
         self.max_norms.append(max_norm)
 
@@ -117,7 +117,8 @@ class NormHistory:
         References
         ----------
         Godbole, Dahl, Gilmer, Shallue and Nado, *Deep learning tuning playbook*, 2023: set the threshold by the 90th
-        percentile of the norms; where more than half of the steps are clipped, lower the learning rate instead.
+        percentile of the norms; where more than half of the steps are clipped, lower the learning rate instead. That
+        Adam cancels a constant factor follows from its update, m/√v: Kingma and Ba, *Adam*, ICLR 2015, section 2.1.
 
         Examples
         --------
@@ -126,7 +127,9 @@ class NormHistory:
         ...     history.record(norm=0.05 * (step + 1), max_norm=1.0)
         >>> print(history.summary())
         100 steps. Norm: median 2.53, 90th percentile 4.51, largest 5 (step 99).
-        Clipped: 80 steps (80%). That is more than half: lower the learning rate instead.
+        Clipped: 80 steps (80%). That is more than half.
+        With SGD, the threshold then sets the length of most steps: lower the learning rate instead.
+        Adam divides by the size of past gradients, so there a factor common to most steps matters little.
         The norm rose: median 0.85 in the first third, 4.2 in the last. If the loss rises too, lower the learning rate.
         """
         if not self.norms:
@@ -202,9 +205,9 @@ class NormHistory:
         TypeError, ValueError
             This is no state of a `NormHistory`. Nothing has been changed then.
         """
-        norms, max_norms = _entries(state, self, "norms", "max_norms")
-        norms = [_norm(x, "norms") for x in _decoded(norms, "norms")]
-        max_norms = [_max_norm(x, "max_norms") for x in _decoded(max_norms, "max_norms")]
+        norms, max_norms = checks.entries(state, self, "norms", "max_norms")
+        norms = [checks.norm(x, "norms") for x in _decoded(norms, "norms")]
+        max_norms = [checks.threshold(x, "max_norms") for x in _decoded(max_norms, "max_norms")]
         if len(norms) != len(max_norms):
             raise ValueError(
                 f"norms and max_norms must be as long as each other, got {len(norms)} and {len(max_norms)}"
@@ -219,13 +222,23 @@ class NormHistory:
         return norms[np.isfinite(norms)]
 
     def _say_clipped(self) -> str:
-        fraction = self.clip_fraction
+        fraction, finite = self.clip_fraction, self._finite()
         said = f"Clipped: {_steps(int(self._clipped().sum()))} ({_percent(fraction)})."
+        if fraction and max(self.max_norms) == 0:
+            return f"{said} A threshold of 0 makes every gradient 0."
         if fraction > 0.5:
-            return f"{said} That is more than half: lower the learning rate instead."
+            return (
+                f"{said} That is more than half.\n"
+                "With SGD, the threshold then sets the length of most steps: lower the learning rate instead.\n"
+                "Adam divides by the size of past gradients, so there a factor common to most steps matters little."
+            )
         if fraction > 0:
             return said
-        start = f" {self.quantile(0.9):.3g}, the 90th percentile, is a start." if self._finite().size else ""
+        if not finite.size:
+            return "Clipped: none, for no norm was finite."
+        if finite.max() == 0:
+            return "Clipped: none, for every norm was 0: was it measured after the gradients had been set to zero?"
+        start = f" {self.quantile(0.9):.3g}, the 90th percentile, is a start." if self.quantile(0.9) > 0 else ""
         if min(self.max_norms) == inf:
             return f"Clipped: none, for no step had a threshold.{start}"
         return f"Clipped: none. The threshold changed nothing; if the loss spikes, lower it.{start}"
@@ -259,19 +272,13 @@ class NormHistory:
         return f'{said} To see which arrays, clip with nonfinite="raise".'
 
 
-def _max_norm(value: Any, name: str = "max_norm") -> float:
-    number = _number(value, name)
-    if not number >= 0:
-        raise ValueError(f"{name} must be ≥ 0, got {number} (a negative threshold would flip the update's sign)")
-    return number
-
-
 def _steps(count: int) -> str:
     return f"{count} step{'s' * (count != 1)}"
 
 
 def _percent(fraction: float) -> str:
-    return f"{100 * fraction:.3g}%"
+    text = f"{100 * fraction:.3g}%"
+    return "more than 99.9%" if text == "100%" and fraction < 1 else text
 
 
 def _positive_or_gap(x: Any) -> Any:

@@ -28,11 +28,14 @@ A norm that is NaN or infinite is never learned from: one such step must not mov
 exactly. The settings are not part of it: they are the constructor's, and may be others after a resumption.
 """
 
-from bisect import bisect_left, insort
-from collections import deque
+from collections import Counter, deque
+from heapq import heapify, heappop, heappush
 from math import floor, hypot, inf, isfinite, sqrt
-from numbers import Integral, Real
 from typing import Any
+
+import numpy as np
+
+from . import checks
 
 __all__ = ["MovingAverage", "Percentile", "ZScore"]
 
@@ -71,12 +74,11 @@ class Percentile:
     """
 
     def __init__(self, percentile: float = 10.0, *, window: int | None = None) -> None:
-        self.percentile = _number(percentile, "percentile")
+        self.percentile = checks.number(percentile, "percentile")
         if not 0 <= self.percentile <= 100:
             raise ValueError(f"percentile must be from 0 to 100, got {self.percentile}")
-        self.window = None if window is None else _count(window, "window", 1, "the history must hold a norm")
-        self._history: deque[float] = deque()  # as they came
-        self._sorted: list[float] = []
+        self.window = None if window is None else checks.count(window, "window", 1, "the history must hold a norm")
+        self._fill(deque())
 
     def update(self, norm: Any) -> float:
         """Learn this step's norm, and give this step's threshold.
@@ -98,16 +100,16 @@ class Percentile:
         ValueError
             ``norm`` is negative.
         """
-        norm = _norm(norm)
+        norm = checks.norm(norm)
         if isfinite(norm):
             self._append(norm)
-        if not self._sorted:
+        if not self._history:
             return inf
-        # As numpy.percentile rounds, to the last bit, but without sorting the whole history again.
-        position = (len(self._sorted) - 1) * (self.percentile / 100)
-        below = floor(position)
-        low, high = self._sorted[below], self._sorted[min(below + 1, len(self._sorted) - 1)]
-        weight = position - below
+        # As numpy.percentile rounds, to the last bit.
+        position = (len(self._history) - 1) * (self.percentile / 100)
+        weight = position - floor(position)
+        low = -self._lower.top()
+        high = self._upper.top() if self._upper.size else low
         return low + (high - low) * weight if weight < 0.5 else high - (high - low) * (1 - weight)
 
     def state_dict(self) -> dict[str, Any]:
@@ -122,17 +124,72 @@ class Percentile:
         TypeError, ValueError
             This is no state of a `Percentile`. Nothing has been changed then.
         """
-        (history,) = _entries(state, self, "history")
-        norms = _finite_norms(history, "history")
-        self._history, self._sorted = deque(), []
-        for norm in norms:
-            self._append(norm)
+        (history,) = checks.entries(state, self, "history")
+        self._fill(deque(checks.finite_norms(history, "history"), maxlen=self.window))
+
+    def _fill(self, history: deque[float]) -> None:
+        """Start from a history: its smallest norms, up to the percentile's place, in one heap, the rest in another.
+
+        With each new norm that place moves by at most one. So a step takes a few operations on heaps, while a history
+        that is kept sorted in one list would make every step slower than the last.
+        """
+        self._history = history  # in the order in which the norms came
+        lower = self._position() + 1 if history else 0
+        norms = np.array(history)
+        norms = np.partition(norms, lower - 1) if lower else norms
+        self._lower, self._upper = _Heap((-norms[:lower]).tolist()), _Heap(norms[lower:].tolist())
+
+    def _position(self) -> int:
+        """The place of the percentile, or of the norm below it, in the sorted history."""
+        return floor((len(self._history) - 1) * (self.percentile / 100))
 
     def _append(self, norm: float) -> None:
         if len(self._history) == self.window:
-            del self._sorted[bisect_left(self._sorted, self._history.popleft())]
+            oldest = self._history.popleft()
+            if oldest <= -self._lower.top():
+                self._lower.remove(-oldest)
+            else:
+                self._upper.remove(oldest)
         self._history.append(norm)
-        insort(self._sorted, norm)
+        if self._lower.size and norm <= -self._lower.top():
+            self._lower.push(-norm)
+        else:
+            self._upper.push(norm)
+        while self._lower.size <= self._position():
+            self._lower.push(-self._upper.pop())
+        while self._lower.size > self._position() + 1:
+            self._upper.push(-self._lower.pop())
+
+
+class _Heap:
+    """Numbers, the smallest at the top. One that is removed from further down stays until it comes to the top."""
+
+    def __init__(self, numbers: list[float]) -> None:
+        heapify(numbers)
+        self.numbers, self.size = numbers, len(numbers)
+        self.removed: Counter[float] = Counter()
+
+    def push(self, number: float) -> None:
+        heappush(self.numbers, number)
+        self.size += 1
+
+    def remove(self, number: float) -> None:
+        self.removed[number] += 1
+        self.size -= 1
+        if len(self.numbers) > 2 * self.size + 64:  # drop what was removed, lest the heap grow with the run
+            self.numbers = list((Counter(self.numbers) - self.removed).elements())
+            heapify(self.numbers)
+            self.removed.clear()
+
+    def top(self) -> float:
+        while self.removed[self.numbers[0]]:
+            self.removed[heappop(self.numbers)] -= 1
+        return self.numbers[0]
+
+    def pop(self) -> float:
+        self.top()
+        self.size -= 1
+        return heappop(self.numbers)
 
 
 class ZScore:
@@ -153,13 +210,20 @@ class ZScore:
         How many norms give the first μ and the first, population, σ; at least 1.
     cap : float, optional
         No threshold is above it, in the warm-up neither. It is not learned: n' knows nothing of it.
+    clip_option : {"adaptive_scaling", "percentile", "mean"}
+        The threshold of a norm with s > z: μ + (z²/s)·σ, as above; μ + z·σ, the largest norm that passes (ZClip's
+        percentile mode); or μ.
+    skip_update_on_spike : bool, default False
+        Whether to learn nothing from a norm with s > z. By default its threshold is learned in its place. With True,
+        norms that rise to a new level and stay there are clipped for good.
 
     Raises
     ------
     TypeError
-        ``z``, ``alpha`` or ``cap`` is not a number, or ``warmup`` not an integer.
+        ``z``, ``alpha`` or ``cap`` is not a number, ``warmup`` not an integer, or ``skip_update_on_spike`` not a bool.
     ValueError
-        ``z`` is not finite and above 0, ``alpha`` is not in [0, 1), ``warmup`` is below 1, ``cap`` is negative or NaN.
+        ``z`` is not finite and above 0, ``alpha`` is not in [0, 1), ``warmup`` is below 1, ``cap`` is negative or NaN,
+        or ``clip_option`` is none of the above.
 
     Notes
     -----
@@ -178,13 +242,28 @@ class ZScore:
     2.1
     """
 
-    def __init__(self, z: float = 2.5, *, alpha: float = 0.97, warmup: int = 25, cap: float | None = None) -> None:
-        self.z = _positive(z, "z")
-        self.alpha = _share(alpha, "alpha")
-        self.warmup = _count(warmup, "warmup", 1, "the first norm has none before it to be compared with")
-        self.cap = None if cap is None else _number(cap, "cap")
-        if self.cap is not None and not self.cap >= 0:
-            raise ValueError(f"cap must be ≥ 0, got {self.cap} (a negative threshold would flip the update's sign)")
+    _OPTIONS = ("adaptive_scaling", "percentile", "mean")
+
+    def __init__(
+        self,
+        z: float = 2.5,
+        *,
+        alpha: float = 0.97,
+        warmup: int = 25,
+        cap: float | None = None,
+        clip_option: str = "adaptive_scaling",
+        skip_update_on_spike: bool = False,
+    ) -> None:
+        self.z = checks.positive(z, "z")
+        self.alpha = checks.share(alpha, "alpha")
+        self.warmup = checks.count(warmup, "warmup", 1, "the first norm has none before it to be compared with")
+        self.cap = None if cap is None else checks.threshold(cap, "cap")
+        if clip_option not in self._OPTIONS:
+            raise ValueError(f"clip_option must be one of {', '.join(map(repr, self._OPTIONS))}, got {clip_option!r}")
+        if not isinstance(skip_update_on_spike, bool):
+            raise TypeError(f"skip_update_on_spike must be True or False, got {skip_update_on_spike!r}")
+        self.clip_option = clip_option
+        self.skip_update_on_spike = skip_update_on_spike
         self._count = 0
         self._mean = 0.0
         self._deviation = 0.0
@@ -201,7 +280,8 @@ class ZScore:
         -------
         float
             The threshold. A norm that is NaN or infinite is taken to lie infinitely far out: after the warm-up, it gets
-            the limit of the threshold, μ. (With ``inf``, `gradclip.clip_by_global_norm` would let it through.)
+            the limit of the threshold, which is μ by default. (With ``inf``, `gradclip.clip_by_global_norm` would let
+            it through.)
 
         Raises
         ------
@@ -210,10 +290,10 @@ class ZScore:
         ValueError
             ``norm`` is negative.
         """
-        norm = _norm(norm)
+        norm = checks.norm(norm)
         finite = isfinite(norm)
         threshold = self._threshold(norm if finite else inf)
-        if finite:
+        if finite and not (self.skip_update_on_spike and threshold < inf):
             self._learn(min(norm, threshold))
         return threshold if self.cap is None else min(threshold, self.cap)
 
@@ -221,6 +301,10 @@ class ZScore:
         excess, allowed = norm - self._mean, self.z * self._deviation
         if self._count < self.warmup or excess <= allowed:
             return inf
+        if self.clip_option == "mean":
+            return self._mean
+        if self.clip_option == "percentile":
+            return self._mean + allowed
         return self._mean + allowed * (allowed / excess)  # (z²/s)·σ, for σ = 0 too
 
     def _learn(self, norm: float) -> None:
@@ -248,10 +332,10 @@ class ZScore:
         TypeError, ValueError
             This is no state of a `ZScore`. Nothing has been changed then.
         """
-        count, mean, deviation = _entries(state, self, "count", "mean", "deviation")
+        count, mean, deviation = checks.entries(state, self, "count", "mean", "deviation")
         count, (mean, deviation) = (
-            _count(count, "count", 0, "it counts norms"),
-            _finite_norms([mean, deviation], "mean and deviation"),
+            checks.count(count, "count", 0, "it counts norms"),
+            checks.finite_norms([mean, deviation], "mean and deviation"),
         )
         self._count, self._mean, self._deviation = count, mean, deviation
 
@@ -294,9 +378,9 @@ class MovingAverage:
     """
 
     def __init__(self, factor: float = 2.0, *, alpha: float = 0.98, warmup: int = 100) -> None:
-        self.factor = _positive(factor, "factor")
-        self.alpha = _share(alpha, "alpha")
-        self.warmup = _count(warmup, "warmup", 1, "the first norm has none before it to be compared with")
+        self.factor = checks.positive(factor, "factor")
+        self.alpha = checks.share(alpha, "alpha")
+        self.warmup = checks.count(warmup, "warmup", 1, "the first norm has none before it to be compared with")
         self._count = 0
         self._average = 0.0
 
@@ -320,7 +404,7 @@ class MovingAverage:
         ValueError
             ``norm`` is negative.
         """
-        norm = _norm(norm)
+        norm = checks.norm(norm)
         # A limit of 0 would make every later norm 0, and then the average for good.
         limit = self.factor * self._average or inf
         threshold = inf if self._count < self.warmup else limit
@@ -344,75 +428,9 @@ class MovingAverage:
         TypeError, ValueError
             This is no state of a `MovingAverage`. Nothing has been changed then.
         """
-        count, average = _entries(state, self, "count", "average")
-        count, (average,) = _count(count, "count", 0, "it counts norms"), _finite_norms([average], "average")
+        count, average = checks.entries(state, self, "count", "average")
+        count, (average,) = (
+            checks.count(count, "count", 0, "it counts norms"),
+            checks.finite_norms([average], "average"),
+        )
         self._count, self._average = count, average
-
-
-# Arguments ------------------------------------------------------------------------------------------------------------
-
-
-def _number(value: Any, name: str) -> float:
-    """The value of a number, or of a 0-d array of any framework."""
-    dtype = getattr(value, "dtype", "float" if isinstance(value, Real) and not isinstance(value, bool) else None)
-    kind = str(getattr(dtype, "name", dtype))
-    if not ("float" in kind or "int" in kind):
-        raise TypeError(f"{name} must be a number or a 0-d array, got {value!r} of type {type(value).__name__}")
-    if shape := tuple(getattr(value, "shape", ())):
-        raise TypeError(f"{name} must be a number or a 0-d array, got an array of shape {shape}")
-    # PyTorch warns when float() is called on a norm that can be differentiated; TensorFlow has no item().
-    return float(value.item() if hasattr(value, "item") else value)
-
-
-def _norm(value: Any, name: str = "norm") -> float:
-    """The value of a norm, which may be NaN."""
-    number = _number(value, name)
-    if number < 0:
-        raise ValueError(f"{name} must be ≥ 0, got {number}")
-    return number
-
-
-def _positive(value: Any, name: str) -> float:
-    number = _number(value, name)
-    if not 0 < number < inf:
-        raise ValueError(f"{name} must be finite and > 0, got {number}")
-    return number
-
-
-def _share(value: Any, name: str) -> float:
-    number = _number(value, name)
-    if not 0 <= number < 1:
-        raise ValueError(f"{name} must be in [0, 1), got {number} (it is how much of the past a step keeps)")
-    return number
-
-
-def _count(value: Any, name: str, least: int, why: str) -> int:
-    if not isinstance(value, Integral) or isinstance(value, bool):
-        raise TypeError(f"{name} must be an integer, got {value!r} of type {type(value).__name__}")
-    if value < least:
-        raise ValueError(f"{name} must be ≥ {least}, got {value} ({why})")
-    return int(value)
-
-
-# States ---------------------------------------------------------------------------------------------------------------
-
-
-def _entries(state: Any, owner: object, *names: str) -> list[Any]:
-    """The entries of a state, which must have these names and no others."""
-    kind = type(owner).__name__
-    if not isinstance(state, dict):
-        raise TypeError(f"the state of a {kind} must be a dict, got {state!r} of type {type(state).__name__}")
-    if state.keys() != set(names):
-        got = ", ".join(map(str, state)) or "none"
-        raise ValueError(f"the state of a {kind} has the keys {', '.join(names)}, got {got}")
-    return [state[name] for name in names]
-
-
-def _finite_norms(values: Any, name: str) -> list[float]:
-    if not isinstance(values, list):
-        raise TypeError(f"{name} must be a list of numbers, got {values!r} of type {type(values).__name__}")
-    numbers = [_norm(value, name) for value in values]
-    for number in numbers:
-        if not isfinite(number):
-            raise ValueError(f"{name} must be finite, got {number}")
-    return numbers

@@ -4,6 +4,7 @@ import copy
 import itertools
 import json
 import math
+import pickle
 import re
 import types
 from fractions import Fraction
@@ -24,10 +25,14 @@ KINDS = [
     lambda: Percentile(75, window=7),
     lambda: ZScore(),
     lambda: ZScore(1.5, alpha=0.8, warmup=5, cap=1.2),
+    lambda: ZScore(clip_option="percentile", skip_update_on_spike=True),
+    lambda: ZScore(clip_option="mean"),
     lambda: MovingAverage(),
     lambda: MovingAverage(1.5, alpha=0.9, warmup=10),
 ]
-each_kind = pytest.mark.parametrize("make", KINDS, ids=["Percentile", "p7", "ZScore", "z5", "MovingAverage", "ma10"])
+each_kind = pytest.mark.parametrize(
+    "make", KINDS, ids=["Percentile", "p7", "ZScore", "z5", "skip", "mean", "MovingAverage", "ma10"]
+)
 
 
 def updates(threshold, norms):
@@ -49,6 +54,30 @@ def test_percentile_is_numpys_of_the_history_to_the_last_bit(percentile, window)
 def test_percentile_is_numpys_for_any_norms(norms, percentile, window):
     got = updates(Percentile(percentile, window=window), norms)
     assert got[-1] == np.percentile(norms[-window:] if window else norms, percentile)
+
+
+def test_percentile_holds_its_window_and_no_more():
+    """Norms that drift, up or down, leave nothing behind of those that have left the window."""
+    for drift in (1.01, 0.99):
+        threshold = Percentile(30, window=50)
+        updates(threshold, 1e3 * drift ** np.arange(200))
+        size = len(pickle.dumps(threshold))
+        updates(threshold, 1e3 * drift ** np.arange(200, 5000))
+        assert len(pickle.dumps(threshold)) < 4 * size
+
+
+@given(st.lists(st.sampled_from([0.0, 1.0, 2.0, 3.0]), min_size=1, max_size=200), st.integers(1, 9), st.floats(0, 100))
+@settings(deadline=None)
+def test_percentile_of_norms_that_repeat(norms, window, percentile):
+    got = updates(Percentile(percentile, window=window), norms)
+    assert got == [np.percentile(norms[max(0, i - window) : i], percentile) for i in range(1, len(norms) + 1)]
+
+
+def test_a_long_history_is_loaded_whole_and_continued():
+    norms = np.random.default_rng(1).lognormal(size=100_000)
+    threshold = Percentile(10)
+    threshold.load_state_dict({"history": norms[:-3].tolist()})
+    assert updates(threshold, norms[-3:]) == [np.percentile(norms[:end], 10) for end in (-2, -1, None)]
 
 
 def zscore(norms, z, alpha, warmup, cap=INF):
@@ -101,6 +130,28 @@ def test_norms_all_alike_have_no_deviation_and_what_is_above_is_clipped_to_them(
     assert updates(threshold, [constant] * 200) == [INF] * 200
     assert copy.deepcopy(threshold).update(constant / 2) == INF
     assert threshold.update(2 * constant + 1) == constant
+
+
+def test_each_clip_option_of_zscore_by_hand():
+    """After 1 and 3 the mean is 2 and the deviation 1; 12 lies ten deviations out, and 2 pass."""
+    for clip_option, want in [("adaptive_scaling", 2.4), ("percentile", 4.0), ("mean", 2.0)]:
+        threshold = ZScore(z=2, alpha=0.5, warmup=2, clip_option=clip_option)
+        updates(threshold, [1, 3])
+        assert copy.deepcopy(threshold).update(4) == INF
+        assert copy.deepcopy(threshold).update(NAN) == {"percentile": 4.0}.get(clip_option, 2.0)
+        assert threshold.update(12) == pytest.approx(want)
+        assert threshold.state_dict()["mean"] == pytest.approx((2 + want) / 2)  # the threshold is learned
+
+
+@pytest.mark.parametrize("clip_option", ["adaptive_scaling", "percentile", "mean"])
+def test_a_spike_that_is_skipped_is_not_learned(clip_option):
+    threshold = ZScore(clip_option=clip_option, skip_update_on_spike=True)
+    updates(threshold, SPIKY[:30])
+    before = threshold.state_dict()
+    assert threshold.update(1000) < 1000
+    assert threshold.state_dict() == before
+    assert threshold.update(before["mean"]) == INF
+    assert threshold.state_dict() != before
 
 
 @pytest.mark.parametrize("scale", [1e-300, 1e-160, 1e160, 1e300])
@@ -363,6 +414,11 @@ def test_what_is_no_norm_is_refused_and_not_learned(make, bad, error, message):
         (lambda: ZScore(warmup=0), "warmup must be ≥ 1, got 0 (the first norm has none before it"),
         (lambda: ZScore(cap=-1), "cap must be ≥ 0, got -1.0 (a negative threshold would flip the update's sign)"),
         (lambda: ZScore(cap=NAN), "cap must be ≥ 0, got nan"),
+        (
+            lambda: ZScore(clip_option="zscore"),
+            "clip_option must be one of 'adaptive_scaling', 'percentile', 'mean', got",
+        ),
+        (lambda: Percentile(10**400), "percentile is an integer beyond the range of float64"),
         (lambda: MovingAverage(0), "factor must be finite and > 0, got 0.0"),
         (lambda: MovingAverage(INF), "factor must be finite and > 0, got inf"),
         (lambda: MovingAverage(alpha=1.5), "alpha must be in [0, 1), got 1.5"),
@@ -386,6 +442,12 @@ def test_settings_that_are_no_numbers_are_refused(name, bad):
 def test_counts_are_integers(make):
     with pytest.raises(TypeError, match="must be an integer"):
         make()
+
+
+@pytest.mark.parametrize("bad", [1, None, "yes"])
+def test_skipping_is_on_or_off(bad):
+    with pytest.raises(TypeError, match="skip_update_on_spike must be True or False"):
+        ZScore(skip_update_on_spike=bad)
 
 
 def test_the_names_are_where_they_are_promised_and_documented():
