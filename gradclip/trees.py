@@ -3,14 +3,15 @@
 import contextlib
 import copy
 from collections.abc import Callable, Iterator, Sequence, ValuesView
+from numbers import Number
 from typing import Any
 
 import numpy as np
 
 from . import memory
-from .backends import BY_TYPE, TAKEN, Backend, advice, backend_of
+from .backends import BY_TYPE, TAKEN, Backend, advice, backend_of, pytree_node
 
-Nested = Any  # one array, or any nesting of list, tuple, named tuple and dict of arrays and None
+Nested = Any  # one array, or any nesting of list, tuple, named tuple, dict and JAX's pytrees of arrays and None
 
 
 class Tree:
@@ -98,20 +99,44 @@ def _map(visit: Callable[[Any], Any], tree: Nested) -> Nested:
         if isinstance(tree, tuple):
             return type(tree)(*items) if hasattr(tree, "_fields") else tuple(items)
         return items
-    return visit(tree)
+    if tree is None or backend_of(tree) or not (node := pytree_node(tree)):
+        return visit(tree)
+    children, make = node
+    return make([child if _is_static(child) else _map(visit, child) for child in children.values()])
+
+
+def _children(tree: Nested, name: str) -> list[tuple[str, Nested]] | None:
+    """What a container holds, each with the expression that leads to it, grads['conv'].weight[0]; None for a leaf.
+
+    What is static counts as no gradient.
+    """
+    if isinstance(tree, dict):
+        return [(f"{name}[{key!r}]", value) for key, value in tree.items()]
+    if hasattr(tree, "_fields"):
+        return [(f"{name}.{field}", getattr(tree, field)) for field in tree._fields]
+    if isinstance(tree, (list, tuple)):
+        return [(f"{name}[{i}]", item) for i, item in enumerate(tree)]
+    if tree is None or backend_of(tree) or not (node := pytree_node(tree)):
+        return None
+    return [(name + path, None if _is_static(child) else child) for path, child in node[0].items()]
+
+
+def _is_static(leaf: Any) -> bool:
+    """Whether a leaf of a pytree is a part of the model that is no array: an activation function, a name, a flag.
+
+    A model that is a pytree, such as Equinox' modules, has some. They are left as they are. A number is not static: JAX
+    would take it for an array.
+    """
+    plain = isinstance(leaf, (dict, list, tuple, Number)) and not isinstance(leaf, bool)
+    return not (leaf is None or plain or backend_of(leaf) or pytree_node(leaf))
 
 
 def _leaves(tree: Nested, name: str = "grads") -> list[tuple[str, Any]]:
-    """The leaves of a tree, each with the expression that leads to it: grads['conv'].weight[0]."""
-    if isinstance(tree, dict):
-        children = [(f"{name}[{key!r}]", value) for key, value in tree.items()]
-    elif hasattr(tree, "_fields"):
-        children = [(f"{name}.{field}", getattr(tree, field)) for field in tree._fields]
-    elif isinstance(tree, (list, tuple)):
-        children = [(f"{name}[{i}]", item) for i, item in enumerate(tree)]
-    else:
+    """The leaves of a tree, each with the expression that leads to it."""
+    children = _children(tree, name)
+    if children is None:
         return [(name, tree)]
-    return [leaf for child, value in children for leaf in _leaves(value, child)]
+    return [leaf for path, child in children for leaf in _leaves(child, path)]
 
 
 def _name(tree: Nested, place: int) -> str:
@@ -149,13 +174,21 @@ def _backend_of_all(arrays: Sequence[Any], tree: Nested, taken: tuple[str, ...],
 
 def matching(tree: Tree, other: Nested, name: str) -> list[Any]:
     """The leaves of another tree of the same structure, as they go with a tree's arrays."""
-    other = _map(lambda leaf: leaf, other)
-    leaves = _leaves(other)
-    own = _leaves(tree.structure)
-    if [path for path, _ in leaves] != [path for path, _ in own]:
+    leaves = list(_beside(tree.structure, _map(lambda leaf: leaf, other), name))
+    return [leaves[i] for i in tree.places]
+
+
+def _beside(tree: Nested, other: Nested, name: str, path: str = "") -> Iterator[Any]:
+    """The leaves of another tree, each where the first has an array. Where the first has None, anything may be."""
+    if tree is None:
+        return
+    own, others = _children(tree, path), _children(other, path)
+    if (own is None) != (others is None) or [p for p, _ in own or ()] != [p for p, _ in others or ()]:
         raise ValueError(f"{name} must have the structure of grads: the same containers, keys and lengths")
-    present = [leaf for (_, leaf), (_, array) in zip(leaves, own, strict=True) if array is not None]
-    return [present[i] for i in tree.places]
+    if own is None:
+        yield other
+    for (child_path, child), (_, counterpart) in zip(own or (), others or (), strict=True):
+        yield from _beside(child, counterpart, name, child_path)
 
 
 def weights_of(tree: Tree, params: Nested) -> list[Any]:

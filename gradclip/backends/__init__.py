@@ -9,6 +9,8 @@ of the norm that is returned; where that has overflowed although n is finite, by
 """
 
 import importlib
+import sys
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 REAL = ("float16", "bfloat16", "float32", "float64")
@@ -41,6 +43,20 @@ def backend_of(x: object) -> Backend:
         candidates = [importlib.import_module(f"{__name__}.{name}") for name in names]
         BY_TYPE[kind] = next((backend for backend in candidates if backend.is_array(x)), None)
     return BY_TYPE[kind]
+
+
+def pytree_node(x: object) -> tuple[dict[str, Any], Callable[[Iterable[Any]], Any]] | None:
+    """The children of a pytree that was registered with JAX, by what leads to each, and what makes it of new ones.
+
+    None where x is a leaf to JAX, or where JAX has not been imported, and so can have registered nothing.
+    """
+    tree_util = sys.modules.get("jax.tree_util")
+    if tree_util is None:
+        return None
+    children, structure = tree_util.tree_flatten_with_path(x, is_leaf=lambda node: node is not x)
+    if tree_util.treedef_is_leaf(structure) and structure.num_leaves == 1:
+        return None
+    return {tree_util.keystr(path): child for path, child in children}, structure.unflatten
 
 
 def advice(x: object) -> str:
