@@ -1,7 +1,9 @@
 """The clipping rules as optax transformations, for any JAX pytree: ``import gradclip.optax``.
 
 They differ from optax's own in what they promise, which is gradclip's contract, and in what they remember: the norm
-before clipping, which optax throws away.
+before clipping, which optax throws away. `clip`, `clip_by_block_rms`, `clip_by_global_norm`, `adaptive_grad_clip` and
+`per_example_global_norm_clip` have optax's names and arguments, so that one changed import moves a program over; the
+others have those of gradclip. Every ``update`` takes any incoming state, None and ``optax.EmptyState()`` too.
 """
 
 from typing import Any, NamedTuple
@@ -11,10 +13,20 @@ import jax.numpy as jnp
 import numpy as np
 import optax  # type: ignore[import-untyped]
 
-from . import rules
+from . import arguments, rules
 from .backends import jax as backend
 
-__all__ = ["NormState", "clip_adaptive", "clip_by_global_norm", "clip_by_norm", "clip_by_value"]
+__all__ = [
+    "NormState",
+    "adaptive_grad_clip",
+    "clip",
+    "clip_adaptive",
+    "clip_by_block_rms",
+    "clip_by_global_norm",
+    "clip_by_norm",
+    "clip_by_value",
+    "per_example_global_norm_clip",
+]
 
 # optax.inject_hyperparams makes a traced array of every int and float, and the order of a norm must be known to trace.
 TWO: Any = np.int64(2)
@@ -61,6 +73,47 @@ def clip_by_value(limit: Any) -> optax.GradientTransformation:
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 
 
+def clip(max_delta: Any) -> optax.GradientTransformation:
+    """Move every element into [-max_delta, max_delta]: `clip_by_value` under optax's name.
+
+    Where it differs from ``optax.clip``: a limit that is negative or NaN is refused.
+
+    Parameters
+    ----------
+    max_delta : float or 0-d array
+        The limit ≥ 0.
+
+    Returns
+    -------
+    optax.GradientTransformation
+        Without a state.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Not here: its ``update`` raises as `gradclip.clip_by_value` does.
+
+    References
+    ----------
+    ``optax.clip``.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> rule = clip(1.0)
+    >>> clipped, state = rule.update(jnp.array([3.0, -4.0, 0.5]), None)
+    >>> print(clipped)
+    [ 1.  -1.   0.5]
+    """
+
+    def update(grads: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        leaves, structure = _flatten(grads)
+        arguments.value_of(max_delta, backend, "max_delta")  # else a pair would pass for an interval
+        return structure.unflatten(rules.clip_by_value(leaves, max_delta)), state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+
 def clip_by_norm(
     max_norm: Any, *, ord: float = TWO, axis: int | tuple[int, ...] | None = None
 ) -> optax.GradientTransformation:
@@ -99,19 +152,16 @@ def clip_by_norm(
     """
     _check_static(ord=ord, axis=axis)
 
-    def norms(grads: Any) -> Any:
+    def clip(grads: Any) -> tuple[Any, Any]:
         leaves, structure = _flatten(grads)
-        return structure.unflatten([None if g is None else norm(g) for g in leaves])
+        clipped, norms = rules.clip_and_measure_each(leaves, max_norm, ord, axis)
+        return structure.unflatten(clipped), structure.unflatten(norms)
 
-    def norm(g: jax.Array) -> Any:
-        return rules.global_norm(g, ord=ord) if axis is None else backend.slice_norms(g, float(ord), axis).value
+    def update(grads: Any, state: Any, params: Any = None) -> tuple[Any, NormState]:
+        clipped, norms = clip(grads)
+        return clipped, _like(state, norms)
 
-    def update(grads: Any, state: NormState, params: Any = None) -> tuple[Any, NormState]:
-        leaves, structure = _flatten(grads)
-        clipped = rules.clip_by_norm(leaves, max_norm, ord=ord, axis=axis)
-        return structure.unflatten(clipped), _like(state, norms(grads))
-
-    return optax.GradientTransformation(_zeros_like(norms), update)
+    return optax.GradientTransformation(_zeros_like(lambda grads: clip(grads)[1]), update)
 
 
 def clip_by_global_norm(max_norm: Any, *, ord: float = TWO, nonfinite: str = "nan") -> optax.GradientTransformation:
@@ -160,7 +210,7 @@ def clip_by_global_norm(max_norm: Any, *, ord: float = TWO, nonfinite: str = "na
     def norm(grads: Any) -> Any:
         return rules.global_norm(_flatten(grads)[0], ord=ord)
 
-    def update(grads: Any, state: NormState, params: Any = None) -> tuple[Any, NormState]:
+    def update(grads: Any, state: Any, params: Any = None) -> tuple[Any, NormState]:
         leaves, structure = _flatten(grads)
         try:
             clipped = rules.clip_by_global_norm(leaves, max_norm, ord=ord, nonfinite=nonfinite)
@@ -173,13 +223,166 @@ def clip_by_global_norm(max_norm: Any, *, ord: float = TWO, nonfinite: str = "na
     return optax.GradientTransformation(_zeros_like(norm), update)
 
 
+def clip_by_block_rms(threshold: Any) -> optax.GradientTransformation:
+    """Scale every array by itself, so that the root mean square of its elements is at most ``threshold``.
+
+    Where it differs from ``optax.clip_by_block_rms``: a threshold is checked, 0 gives zeros, and finite arrays whose
+    squares overflow are clipped, not zeroed.
+
+    Parameters
+    ----------
+    threshold : float or 0-d array
+        The largest root mean square ≥ 0, in the unit of the gradients.
+
+    Returns
+    -------
+    optax.GradientTransformation
+        Without a state. Its ``update`` raises as `gradclip.clip_by_block_rms` does.
+
+    References
+    ----------
+    ``optax.clip_by_block_rms``; Shazeer and Stern, *Adafactor*, ICML 2018, section 6.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> rule = clip_by_block_rms(1.0)
+    >>> clipped, state = rule.update(jnp.array([2.0, 2.0, -2.0, 2.0]), None)
+    >>> print(clipped)
+    [ 1.  1. -1.  1.]
+    """
+
+    def update(grads: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        leaves, structure = _flatten(grads)
+        return structure.unflatten(rules.clip_by_block_rms(leaves, threshold)), state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+
+def per_example_global_norm_clip(grads: Any, l2_norm_clip: Any) -> tuple[Any, jax.Array]:
+    """Clip the gradient of each example by its own global norm, and add up what is left: the clipping of DP-SGD.
+
+    The noise that makes the sum private is left to a library for it. Where it differs from
+    ``optax.per_example_global_norm_clip``: a threshold is checked; an example whose gradient is not finite makes the
+    sum NaN, where optax lets it through; examples whose squares overflow are clipped, not zeroed.
+
+    Parameters
+    ----------
+    grads : pytree of arrays
+        Of each parameter the gradients of all examples, shape (examples, …), as ``jax.vmap(jax.grad(loss), (None, 0))``
+        gives them.
+    l2_norm_clip : float or 0-d array
+        The largest norm of an example's gradient.
+
+    Returns
+    -------
+    tuple
+        The sum of the clipped gradients, a pytree of arrays without the first axis, and how many were clipped.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As for `gradclip.clip_per_example`.
+
+    References
+    ----------
+    ``optax.per_example_global_norm_clip``; Abadi et al., *Deep learning with differential privacy*, CCS 2016,
+    algorithm 1.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> total, clipped = per_example_global_norm_clip([jnp.array([[6.0, 8.0], [0.0, 1.0]])], 5.0)
+    >>> print(total[0], clipped)
+    [3. 5.] 1
+    """
+    leaves, structure = _flatten(grads)
+    clipped, norms = rules.clip_per_example(leaves, l2_norm_clip)
+    sums = [None if g is None else g.sum(0) for g in clipped]
+    return structure.unflatten(sums), jnp.sum(norms > jnp.asarray(l2_norm_clip, norms.dtype))
+
+
+def adaptive_grad_clip(
+    clipping: Any, eps: Any = 1e-3, axis: int | tuple[int, ...] | None = None
+) -> optax.GradientTransformation:
+    """Scale each unit's gradient as `clip_adaptive` does, with the units of optax.
+
+    Where it differs from ``optax.adaptive_grad_clip``: its factors are checked, norms neither overflow nor underflow,
+    and a unit within its limit stays as it is, bit for bit.
+
+    Parameters
+    ----------
+    clipping, eps : float or 0-d array
+        The factor r ≥ 0, and the least norm that weights are taken to have.
+    axis : int or tuple of int, optional
+        The axes that the norm of a unit runs over. By default optax's: all, where at most one axis is longer than 1;
+        the first one of arrays with two or three axes; all but the last of those with four or five.
+
+    Returns
+    -------
+    optax.GradientTransformation
+        Without a state. Its ``update`` raises as that of `clip_adaptive` does, and ValueError for arrays with more than
+        five axes.
+
+    Raises
+    ------
+    TypeError
+        ``axis`` is a JAX array, as in ``optax.inject_hyperparams`` without ``static_args``.
+
+    References
+    ----------
+    ``optax.adaptive_grad_clip``; Brock, De, Smith and Simonyan, ICML 2021, as for `clip_adaptive`.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> params = jnp.array([[3.0, 6.0], [4.0, 8.0]])  # two units, of norms 5 and 10
+    >>> rule = adaptive_grad_clip(0.1)
+    >>> clipped, state = rule.update(jnp.array([[0.3, 3.0], [0.4, 4.0]]), None, params)
+    >>> print(clipped)
+    [[0.3 0.6]
+     [0.4 0.8]]
+    """
+    _check_static(axis=axis)
+
+    def units(shape: tuple[int, ...]) -> Any:
+        if axis is not None:
+            return axis
+        if sum(n != 1 for n in shape) <= 1:
+            return tuple(range(len(shape)))
+        if len(shape) > 5:
+            raise ValueError(f"an array of shape {shape} has more than five axes; pass axis")
+        return (0,) if len(shape) < 4 else tuple(range(len(shape) - 1))
+
+    def update(grads: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        leaves, weights, structure = _flatten_both("adaptive_grad_clip", grads, params)
+        groups: dict[Any, list[int]] = {}
+        for i, g in enumerate(leaves):
+            if g is not None:
+                groups.setdefault(units(g.shape) if g.ndim > 1 else None, []).append(i)
+        for axes, places in groups.items():
+            grouped, grouped_weights = ([tree[i] for i in places] for tree in (leaves, weights))
+            clipped = rules.clip_adaptive(grouped, grouped_weights, clipping, eps=eps, axis=axes)
+            for i, g in zip(places, clipped, strict=True):
+                leaves[i] = g
+        return structure.unflatten(leaves), state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+
 def clip_adaptive(
-    clip_factor: Any = 0.01, *, eps: Any = 1e-3, unit_axis: int | None = None
+    clip_factor: Any = 0.01,
+    *,
+    eps: Any = 1e-3,
+    unit_axis: int | None = None,
+    axis: int | tuple[int, ...] | None = None,
 ) -> optax.GradientTransformation:
     """Scale each unit's gradient so that its norm is at most ``clip_factor`` times the norm of the unit's weights.
 
-    Its ``update`` needs the parameters. ``optax.adaptive_grad_clip`` has the same units in matrices and convolution
-    kernels; in arrays with three axes it counts them along the last two, here they are counted along the last.
+    Its ``update`` needs the parameters. `adaptive_grad_clip` counts units as optax does. The two agree on matrices and
+    convolution kernels, and differ elsewhere: with three axes optax counts units along the last two, here they are
+    counted along the last; and an array with one axis longer than 1, such as (1, N), is one unit in optax, and N units
+    of one element here.
 
     Parameters
     ----------
@@ -187,6 +390,8 @@ def clip_adaptive(
         The factor r ≥ 0, and the least norm that weights are taken to have.
     unit_axis : int, optional
         The axis that counts the units: the last by default. Arrays with fewer than two axes are one unit.
+    axis : int or tuple of int, optional
+        Instead of ``unit_axis``, the axes that the norm of a unit runs over.
 
     Returns
     -------
@@ -196,7 +401,7 @@ def clip_adaptive(
     Raises
     ------
     TypeError
-        ``unit_axis`` is a JAX array, as in ``optax.inject_hyperparams`` without ``static_args``.
+        ``unit_axis`` or ``axis`` is a JAX array, as in ``optax.inject_hyperparams`` without ``static_args``.
 
     References
     ----------
@@ -213,16 +418,12 @@ def clip_adaptive(
     [[0.3 0.6]
      [0.4 0.8]]
     """
-    _check_static(unit_axis=unit_axis)
+    _check_static(unit_axis=unit_axis, axis=axis)
 
     def update(grads: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-        if params is None:
-            raise ValueError("clip_adaptive compares gradients with parameters: call update(grads, state, params)")
-        leaves, structure = _flatten(grads)
-        weights = [None if w is None else jnp.asarray(w) for w in structure.flatten_up_to(params)]
-        return structure.unflatten(
-            rules.clip_adaptive(leaves, weights, clip_factor, eps=eps, unit_axis=unit_axis)
-        ), state
+        leaves, weights, structure = _flatten_both("clip_adaptive", grads, params)
+        clipped = rules.clip_adaptive(leaves, weights, clip_factor, eps=eps, unit_axis=unit_axis, axis=axis)
+        return structure.unflatten(clipped), state
 
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 
@@ -233,21 +434,45 @@ def _flatten(tree: Any) -> tuple[list[Any], Any]:
     return [None if x is None else jnp.asarray(x) for x in leaves], structure
 
 
+def _flatten_both(name: str, grads: Any, params: Any) -> tuple[list[Any], list[Any], Any]:
+    """The leaves of the gradients, those of the parameters beside them, and the structure."""
+    if params is None:
+        raise ValueError(f"{name} compares gradients with parameters: call update(grads, state, params)")
+    leaves, structure = _flatten(grads)
+    return leaves, [None if w is None else jnp.asarray(w) for w in structure.flatten_up_to(params)], structure
+
+
 def _zeros_like(norm: Any) -> Any:
     """An ``init`` that makes a state of zeros, of the shapes and dtypes that the norms of the gradients will have."""
 
     def init(params: Any) -> NormState:
-        return NormState(jax.tree.map(lambda n: jnp.zeros(n.shape, n.dtype), jax.eval_shape(norm, params)))
+        def zeros(n: Any) -> jax.Array:
+            return jnp.zeros(n.shape, n.dtype, device=n.sharding)
+
+        return NormState(jax.tree.map(zeros, jax.eval_shape(norm, params)))
 
     return init
 
 
-def _like(state: NormState, norm: Any) -> NormState:
-    """The new norm in the structure and dtypes of the old, so that a state can be carried through a loop."""
+def _like(state: Any, norm: Any) -> NormState:
+    """The new norm in the structure, dtypes and shardings of the old, so that a state can be carried through a loop.
+
+    A state of another kind (None, an ``optax.EmptyState``, one that was made for other parameters) is replaced.
+    """
 
     def like(new: Any, old: Any) -> Any:
-        return old if old is None else jnp.zeros_like(old) if new is None else jnp.asarray(new, old.dtype)
+        if new is None or old is None:
+            return new if old is None else jnp.zeros_like(old)
+        new, sharding = jnp.asarray(new, old.dtype), jax.typeof(old).sharding
+        if sharding.mesh.empty or jax.typeof(new).sharding == sharding:
+            return new
+        return jax.sharding.reshard(new, sharding)  # type: ignore[no-untyped-call]
 
+    def shapes(tree: Any) -> Any:
+        return jax.tree.map(lambda x: () if x is None else jnp.shape(x), tree, is_leaf=lambda x: x is None)
+
+    if not isinstance(state, NormState) or shapes(state.norm) != shapes(norm):
+        return NormState(norm)
     return NormState(jax.tree.map(like, norm, state.norm, is_leaf=lambda x: x is None))
 
 

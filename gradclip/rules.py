@@ -227,8 +227,15 @@ def clip_by_norm(grads: Nested, max_norm: Any, *, ord: float = 2, axis: int | tu
     >>> print(clip_by_norm({"w": np.array([3.0, 4.0]), "b": np.array([0.5])}, {"w": 1.0, "b": 0.1}))
     {'w': array([0.6, 0.8]), 'b': array([0.1])}
     """
+    return clip_and_measure_each(grads, max_norm, ord, axis)[0]
+
+
+def clip_and_measure_each(grads: Nested, max_norm: Any, ord: float, axis: Any) -> tuple[Nested, Nested]:
+    """What `clip_by_norm` returns, and the norms before clipping: a tree of them, or of the norms of the slices."""
     tree = Tree(grads, beside=arguments.leaves(max_norm))
-    return tree.rebuild(tree.backend.scale_each(tree.arrays, *_each_by_its_norm(tree, max_norm, ord, axis)))
+    norms, limits = _each_by_its_norm(tree, max_norm, ord, axis)
+    clipped = tree.backend.scale_each(tree.arrays, norms, limits)
+    return tree.rebuild(clipped), tree.rebuild([norm.value for norm in norms], dense=True)
 
 
 def clip_by_norm_(grads: Nested, max_norm: Any, *, ord: float = 2, axis: int | tuple[int, ...] | None = None) -> None:

@@ -137,6 +137,30 @@ def sharded_arrays():
                     assert result[name].sharding.is_equivalent_to(own[name].sharding, own[name].ndim)
 
 
+def a_state_in_a_loop():
+    """The state that init makes has the sharding of the one that update gives, so that a loop can carry it."""
+    import jax
+    import jax.numpy as jnp
+
+    import gradclip.optax
+
+    for kind in (jax.sharding.AxisType.Auto, jax.sharding.AxisType.Explicit):
+        mesh, _, _, own = mesh_and_arrays(kind)
+        with jax.set_mesh(mesh):
+            for rule in (gradclip.optax.clip_by_norm(1.0, axis=0), gradclip.optax.clip_by_global_norm(1.0)):
+                grads = {name: own[name] for name in ("w", "v", "b")}
+
+                @jax.jit
+                def loop(grads, rule=rule):
+                    step = lambda state, _: (rule.update(grads, state)[1], None)  # noqa: E731
+                    return jax.lax.scan(step, rule.init(grads), jnp.arange(3))[0]
+
+                for got, want in zip(
+                    jax.tree.leaves(loop(grads)), jax.tree.leaves(rule.update(grads, None)[1]), strict=True
+                ):
+                    assert jnp.allclose(got, want, rtol=1e-6)
+
+
 def shards():
     """Inside jax.shard_map an array is a shard: its norm is a share of the whole one, which is then handed in."""
     import functools

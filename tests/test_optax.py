@@ -87,7 +87,12 @@ def test_signatures():
         "clip_factor": (here, 0.01),
         "eps": (only, 1e-3),
         "unit_axis": (only, None),
+        "axis": (only, None),
     }
+    for name in ("clip", "clip_by_block_rms", "adaptive_grad_clip", "per_example_global_norm_clip"):
+        assert described(name) == {
+            p.name: (p.kind, p.default) for p in inspect.signature(getattr(optax, name)).parameters.values()
+        }
 
 
 def test_an_interval():
@@ -362,3 +367,83 @@ def test_the_norm_costs_no_second_pass():
 
     with_state = work(lambda g: update(ours.clip_by_norm(1.0), g))
     assert with_state < work(lambda g: gradclip.clip_by_norm(g, 1.0)) * 1.1
+
+
+# optax's own names ----------------------------------------------------------------------------------------------------
+
+OPTAX = {
+    "clip": lambda library: library.clip(0.5),
+    "clip_by_block_rms": lambda library: library.clip_by_block_rms(0.5),
+    "clip_by_global_norm": lambda library: library.clip_by_global_norm(0.5),
+    "adaptive_grad_clip": lambda library: library.adaptive_grad_clip(0.1),
+    "adaptive_grad_clip axis": lambda library: library.adaptive_grad_clip(0.1, 1e-2, axis=-1),
+}
+SHAPES = [(3,), (1,), (4, 3), (1, 6), (6, 1), (1, 1, 5), (1, 1, 1, 4), (2, 3, 4), (3, 3, 2, 4), (2, 2, 2, 3, 4)]
+
+
+@pytest.mark.parametrize("factory", OPTAX.values(), ids=OPTAX)
+@pytest.mark.parametrize("compile", [lambda f: f, jax.jit], ids=["eager", "jit"])
+def test_one_changed_import_gives_the_same_updates(factory, compile):
+    grads = [jnp.asarray(3 * RNG.standard_normal(shape)) for shape in SHAPES]
+    params = [jnp.asarray(RNG.standard_normal(shape)) for shape in SHAPES]
+    rule, own = factory(ours), factory(optax)
+    got, _ = compile(rule.update)(grads, rule.init(params), params)
+    assert_same(got, own.update(grads, own.init(params), params)[0])
+
+
+@pytest.mark.parametrize("factory", OPTAX.values(), ids=OPTAX)
+@pytest.mark.parametrize(
+    "state", [None, optax.EmptyState(), (), ours.NormState(None), ours.NormState(jnp.zeros((7,))), {"norm": 0.0}]
+)
+def test_any_state_is_taken(factory, state):
+    want = factory(ours).update(GRADS, factory(ours).init(PARAMS), PARAMS)
+    got = factory(ours).update(GRADS, state, PARAMS)
+    assert_same(got[0], want[0])
+    if isinstance(want[1], ours.NormState):
+        assert_same(got[1], want[1])
+
+
+@pytest.mark.parametrize("bad", [(-1.0, 1.0), "1", True])
+def test_the_limit_of_clip_is_one_number(bad):
+    with pytest.raises(TypeError, match="max_delta must be a number"):
+        ours.clip(bad).update(GRADS, None)
+
+
+def test_more_than_five_axes_need_an_axis():
+    x = jnp.ones((2,) * 6)
+    with pytest.raises(ValueError, match="more than five axes; pass axis"):
+        ours.adaptive_grad_clip(0.1).update([x], None, [x])
+    ours.adaptive_grad_clip(0.1, axis=0).update([x], None, [x])
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.5, 2.0, INF])
+def test_examples_are_clipped_as_in_optax(threshold):
+    grads = {"w": jnp.asarray(RNG.standard_normal((8, 4, 3))), "b": jnp.asarray(RNG.standard_normal((8, 3)))}
+    (got, clipped), (want, count) = (
+        library.per_example_global_norm_clip(grads, threshold) for library in (ours, optax)
+    )
+    assert_same(got, want)
+    assert int(clipped) == int(count)
+
+
+def test_per_example_gradients_of_a_model():
+    """The recipe: vmap over examples of grad; the sum of what is left of each example's gradient."""
+    x, y = (jnp.asarray(RNG.standard_normal((8, n)).squeeze()) for n in (3, 1))
+    loss = lambda w, x, y: (x @ w - y) ** 2  # noqa: E731
+    w = jnp.ones(3)
+    got, clipped = ours.per_example_global_norm_clip(jax.vmap(jax.grad(loss), (None, 0, 0))(w, x, y), 1.0)
+    own = np.stack([np.asarray(jax.grad(loss)(w, *pair)) for pair in zip(x, y, strict=True)])
+    norms = np.linalg.norm(own, axis=1, keepdims=True)
+    np.testing.assert_allclose(got, (own * np.minimum(1, 1 / norms)).sum(0), rtol=1e-5)
+    assert int(clipped) == (norms > 1).sum() > 0
+
+
+def test_each_norm_is_measured_once():
+    """In the eager mode, where no compiler would find that two measurements are one."""
+    rule = ours.clip_by_norm(1.0, axis=0)
+    measured = []
+    with pytest.MonkeyPatch.context() as patch:
+        own = ours.backend.measure_each
+        patch.setattr(ours.backend, "measure_each", lambda *args: measured.append(len(args[0])) or own(*args))
+        rule.update([jnp.ones((2, 2))] * 3, None)
+    assert measured == [3]

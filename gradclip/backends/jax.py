@@ -34,7 +34,8 @@ def dtype_name(dtype: Any) -> str:
 def host_value(x: Array) -> float | None:
     """The value of a 0-d array where the host can read it without waiting, else None."""
     known = not is_traced([x]) and all(device.platform == "cpu" for device in x.devices())
-    return float(jnp.min(x)) if known and x.size else None
+    # NumPy reads it, for inside a function that is traced JAX would trace the reading too.
+    return float(np.min(np.asarray(x))) if known and x.size else None
 
 
 def is_traced(arrays: Sequence[Array]) -> bool:
