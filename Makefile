@@ -10,11 +10,22 @@ python := $(VENV)/bin/python
 # Kept inside the environment, so that both go together.
 stamp  := $(VENV)/.installed
 
-# Another machine, as far as this one can play it: one thread, older instruction sets, other kernels.
+# Another machine, as far as this one can play it, by name: make test-portable MACHINE=avx2.
+MACHINE ?= portable
+# one thread, older instruction sets, other kernels
 portable := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1 VECLIB_MAXIMUM_THREADS=1 \
   TF_NUM_INTRAOP_THREADS=1 TF_NUM_INTEROP_THREADS=1 TF_ENABLE_ONEDNN_OPTS=0 \
   ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=AVX2 OPENBLAS_CORETYPE=HASWELL \
   NPY_DISABLE_CPU_FEATURES="X86_V4 AVX512_ICL AVX512_SPR" XLA_FLAGS=--xla_cpu_max_isa=AVX2
+# all cores, without AVX-512
+avx2 := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 OPENBLAS_CORETYPE=HASWELL MKL_CBWR=COMPATIBLE \
+  NPY_DISABLE_CPU_FEATURES="X86_V4 AVX512_ICL AVX512_SPR" XLA_FLAGS=--xla_cpu_max_isa=AVX2
+# all cores, without AVX, TensorFlow without oneDNN; XLA keeps AVX2, since its float16 needs an instruction of that age
+sse := ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 OPENBLAS_CORETYPE=NEHALEM MKL_CBWR=COMPATIBLE \
+  NPY_DISABLE_CPU_FEATURES="X86_V3 X86_V4 AVX512_ICL AVX512_SPR" XLA_FLAGS=--xla_cpu_max_isa=AVX2 TF_ENABLE_ONEDNN_OPTS=0
+# this machine's own instructions, one thread
+one-thread := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1 VECLIB_MAXIMUM_THREADS=1 \
+  TF_NUM_INTRAOP_THREADS=1 TF_NUM_INTEROP_THREADS=1
 
 .PHONY: help book test test-portable test-lowest notebooks lab bench constraints mutants clean
 .DEFAULT_GOAL := help
@@ -29,8 +40,9 @@ book: $(stamp) ## Build the book and print where to open it
 test: $(stamp) ## Run every check: ruff, mypy, doctest, pytest, notebooks, and the built pages in a browser
 	@$(python) tools/check.py
 
-test-portable: $(stamp) ## Run the notebooks as another machine would: one thread, other CPU kernels
-	@$(portable) $(python) tools/check.py notebooks
+test-portable: $(stamp) ## Run the notebooks as another machine would (MACHINE=avx2, sse or one-thread for others)
+	@$(if $($(MACHINE)),,$(error MACHINE=$(MACHINE) is none of portable, avx2, sse, one-thread))
+	@$($(MACHINE)) $(python) tools/check.py notebooks
 
 test-lowest: $(stamp) ## Run pytest with the lowest versions that pyproject.toml allows, in .venv-lowest
 	@$(python) tools/lowest.py > .venv-lowest.txt
