@@ -16,7 +16,7 @@ portable := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1 VECLIB_MA
   ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=AVX2 OPENBLAS_CORETYPE=HASWELL \
   NPY_DISABLE_CPU_FEATURES="X86_V4 AVX512_ICL AVX512_SPR" XLA_FLAGS=--xla_cpu_max_isa=AVX2
 
-.PHONY: help book test test-portable test-lowest notebooks lab bench constraints mutants clean
+.PHONY: help book test check test-portable test-lowest notebooks lab bench constraints mutants clean
 .DEFAULT_GOAL := help
 
 help: ## List these commands
@@ -28,6 +28,9 @@ book: $(stamp) ## Build the book and print where to open it
 
 test: $(stamp) ## Run every check: ruff, mypy, doctest, pytest, notebooks, and the built pages in a browser
 	@$(python) tools/check.py
+
+check: $(stamp) ## Run what daily work needs: ruff, mypy, doctest, and the contract without JAX
+	@$(python) tools/check.py lint format types doctest core
 
 test-portable: $(stamp) ## Run the notebooks as another machine would: one thread, other CPU kernels
 	@$(portable) $(python) tools/check.py notebooks
