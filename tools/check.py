@@ -21,7 +21,7 @@ STAGES = {
     # One worker takes one notebook from its first cell to its last: its cells share a kernel.
     "notebooks": "pytest -q --nbval --nbval-current-env --nbval-cell-timeout=120 -n 2 --dist loadscope book",
     "book": "make --no-print-directory book",
-    "site": "pytest -q -n 2 --dist loadgroup tests/site",
+    "site": "pytest -q -n 2 --dist loadscope tests/site",
 }
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import re
 import threading
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -10,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import sync_playwright
+from xdist.scheduler import LoadScopeScheduling
 
 from tools.check import chromium
 
@@ -43,12 +45,22 @@ class Server(ThreadingHTTPServer):
 def pytest_generate_tests(metafunc):
     if "page_name" in metafunc.fixturenames:
         assert PAGES, "build the book first: make book"
-        metafunc.parametrize("page_name", [on_one_worker(name, name) for name in PAGES])
+        metafunc.parametrize("page_name", PAGES)
 
 
-def on_one_worker(value, page_name):
-    """A parameter whose tests run where the other tests of that page do, for they share what was seen of it."""
-    return pytest.param(value, marks=pytest.mark.xdist_group(page_name))
+class ByPage(LoadScopeScheduling):
+    """Gives one worker all tests of a page, which share a look at it, and all of test_address, which build a book.
+
+    xdist_group with --dist loadgroup would say it in fewer words, but with pytest 9.2 and xdist 3.8 it groups nothing.
+    """
+
+    def _split_scope(self, nodeid):
+        page = re.search(r"\[(book/.+?|[^/]+?)(\.html)?(-light|-dark)?\]$", nodeid)
+        return page[1] if page else nodeid.partition("::")[0] if "test_address" in nodeid else nodeid
+
+
+def pytest_xdist_make_scheduler(config, log):
+    return ByPage(config, log)
 
 
 @pytest.fixture(scope="session")

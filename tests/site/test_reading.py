@@ -7,7 +7,7 @@ import re
 import nbformat
 import pytest
 
-from conftest import PAGES, SITE, on_one_worker
+from conftest import PAGES, SITE
 from tools.notebooks import ROOT, all_notebooks
 
 NOTEBOOKS = [path.relative_to(ROOT).with_suffix("").as_posix() for path in all_notebooks()]
@@ -78,7 +78,7 @@ def test_a_keyboard_reaches_the_text_first(visit):
     assert page.url.endswith("#main-content")
 
 
-@pytest.mark.parametrize("name", [on_one_worker(name, f"{name}.html") for name in NOTEBOOKS])
+@pytest.mark.parametrize("name", NOTEBOOKS)
 def test_a_notebook_can_be_downloaded_and_each_cell_copied(look, name):
     page = look(f"{name}.html", "light")
     cells = [c for c in nbformat.read(ROOT / f"{name}.ipynb", as_version=4).cells if c.cell_type == "code"]
