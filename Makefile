@@ -27,7 +27,7 @@ sse := ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 OPENBLAS_CORETYPE=NE
 one-thread := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1 VECLIB_MAXIMUM_THREADS=1 \
   TF_NUM_INTRAOP_THREADS=1 TF_NUM_INTEROP_THREADS=1
 
-.PHONY: help book test test-portable test-lowest notebooks lab bench constraints mutants clean
+.PHONY: help book test check test-portable test-lowest notebooks lab bench constraints mutants clean
 .DEFAULT_GOAL := help
 
 help: ## List these commands
@@ -39,6 +39,9 @@ book: $(stamp) ## Build the book and print where to open it
 
 test: $(stamp) ## Run every check: ruff, mypy, doctest, pytest, notebooks, and the built pages in a browser
 	@$(python) tools/check.py
+
+check: $(stamp) ## Run what daily work needs: ruff, mypy, doctest, and the contract without JAX
+	@$(python) tools/check.py lint format types doctest core
 
 test-portable: $(stamp) ## Run the notebooks as another machine would (MACHINE=avx2, sse or one-thread for others)
 	@$(if $($(MACHINE)),,$(error MACHINE=$(MACHINE) is none of portable, avx2, sse, one-thread))
