@@ -13,7 +13,7 @@ STAGES = {
     "lint": "ruff check .",
     "format": "ruff format --check .",
     "types": "mypy --strict gradclip",
-    # Triton is not in this environment (tools/environment.sh says why), and its kernels have no examples.
+    # macOS has no Triton, and its kernels have no examples.
     "doctest": "pytest -q --doctest-modules gradclip --ignore=gradclip/backends/triton_kernels.py",
     "tests": "pytest -q -n 2 tests --ignore=tests/site",
     # One worker takes one notebook from its first cell to its last: its cells share a kernel.
