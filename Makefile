@@ -1,14 +1,19 @@
-# Runs with GNU make 3.81, which macOS ships, and any POSIX shell.
+# Runs with GNU make 3.81, which macOS ships, and any POSIX shell. Another make stops at what follows, with these words.
+$(if $(MAKE_VERSION),,$(error this Makefile needs GNU make 3.81 or newer: run gmake, or install make))
 VENV        ?= .venv
 CONSTRAINTS ?= constraints.txt
 PYTHON      ?=
 NOTEBOOKS   ?=
 # Named, since an open range may take a build that brings several GB of CUDA packages.
 TORCH       ?= 2.13.0
+# The one that this version's CUDA builds ask for.
+TRITON      ?= 3.7.1
 
 python := $(VENV)/bin/python
 # Kept inside the environment, so that both go together.
 stamp  := $(VENV)/.installed
+# Without a Python that runs, or where an installation was cut short, the environment is not what its stamp says.
+$(shell { $(python) -c '' && [ ! -e $(VENV)/.pip-unfinished ]; } 2>/dev/null || rm -f $(stamp))
 
 # Another machine, as far as this one can play it, by name: make test-portable MACHINE=avx2.
 MACHINE ?= portable
@@ -65,7 +70,7 @@ bench: $(stamp) ## Measure gradclip beside the frameworks on this machine's CPU
 
 constraints: ## Pin the newest versions that go together, in constraints.txt
 	@rm -rf .venv-fresh
-	@echo "torch==$(TORCH)" > .venv-fresh.txt
+	@printf '%s\n' "torch==$(TORCH)" "triton==$(TRITON)" > .venv-fresh.txt
 	@$(MAKE) --no-print-directory VENV=.venv-fresh CONSTRAINTS=.venv-fresh.txt .venv-fresh/.installed
 	@{ grep '^#' constraints.txt; .venv-fresh/bin/python -m pip freeze --all --exclude pip --exclude-editable \
 	  | sed 's/+.*//' | tr A-Z_ a-z- | LC_ALL=C sort; } > .venv-fresh.txt

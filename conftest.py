@@ -1,9 +1,13 @@
 """What nbval needs to know about this book's notebooks; the tests' own fixtures are in tests/."""
 
+import contextlib
 from functools import partial
 
 from tools.notebooks import set_kernel_environment
 from tools.outputs import settle
+
+with contextlib.suppress(ImportError):
+    import triton  # before TensorFlow: see book/reference/versions.md
 
 set_kernel_environment()
 

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import torch
 
+import gradclip
 from benchmarks import cpu, gpu
 from benchmarks.frameworks import FRAMEWORKS
 from benchmarks.measure import gradients
-from benchmarks.record import RESULTS, held_against, write
+from benchmarks.record import RESULTS, held_against, versions, write
 from benchmarks.shapes import SETS, SHAPES, elements
 from benchmarks.timing import compare
 
@@ -107,6 +108,14 @@ def test_a_run_is_recorded_and_shown(tmp_path):
     assert "tiny" in shown
     assert all(bar["bar"] in shown for bar in read["bars"])
     assert ("MISSED" in shown) == any(not bar["met"] for bar in read["bars"])
+
+
+def test_the_versions_are_of_what_is_imported(tmp_path, monkeypatch):
+    for folder, version in (("first", "2.14.1"), ("second", "2.13.0")):
+        (tmp_path / folder / "torch.dist-info").mkdir(parents=True)
+        (tmp_path / folder / "torch.dist-info" / "METADATA").write_text(f"Name: torch\nVersion: {version}\n")
+    monkeypatch.setattr(sys, "path", [str(tmp_path / "first"), str(tmp_path / "second")])
+    assert versions() == {"torch": "2.14.1", "gradclip": gradclip.__version__}
 
 
 # On a GPU ------------------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ STAGES = {
     "lint": "ruff check .",
     "format": "ruff format --check .",
     "types": "mypy --strict gradclip",
-    # Triton is not in this environment (tools/environment.sh says why), and its kernels have no examples.
+    # macOS has no Triton, and its kernels have no examples.
     "doctest": "pytest -q --doctest-modules gradclip --ignore=gradclip/backends/triton_kernels.py",
     # For daily work (`make check`): JAX compiles each case anew, which takes most of the time of the stage "tests".
     "core": "pytest -q -n 2 tests/test_contract.py tests/test_faults.py -k not(jax)",
