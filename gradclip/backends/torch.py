@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
-from torch._utils import _flatten_dense_tensors
+from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 from torch.autograd import forward_ad
 
 from ..memory import Layout
@@ -250,7 +250,7 @@ def measure_each(arrays: Sequence[Array], ord: float, axes: Sequence[tuple[int, 
         else:
             norms[i] = measure([a], ord) if axis is None else slice_norms(a, ord, axis)
     for (shape, _, axis), places in alike.items():
-        step = max(1, CHUNK // max(1, shape.numel()))
+        step = max(1, JOIN // max(1, shape.numel()))
         for start in range(0, len(places), step):
             batch = places[start : start + step]
             joined = torch.stack([arrays[i] for i in batch])
@@ -323,16 +323,17 @@ def _row_norms(x: Array, axis: tuple[int, ...]) -> Array:
 
 def unit_limits(norms: Sequence[Norm], clip_factor: Any, eps: Any) -> list[Norm]:
     """The limits r·max(‖W‖, eps) on the gradients of units, given the norms of the units' weights W."""
-    joined, restore = _joined(norms)
-    limits = []
-    for norm in joined:
-        device = norm.value.device
-        r, least = (_scalar(x, torch.float64, device) for x in (clip_factor, eps))
-        mantissa, scale = (_scalar(x, torch.float64, device) for x in norm[1:])
-        small = mantissa * scale <= least
-        mantissa, scale = torch.where(small, least, mantissa) * r, torch.where(small, 1.0, scale)
-        limits.append(Norm(mantissa * scale, mantissa, scale))
-    return [Norm(*columns) for columns in zip(*(restore([x[i] for x in limits]) for i in range(3)), strict=True)]
+    limits: list[Norm] = []
+    for run in _runs(norms):
+        joined, restore = _joined(norms[run])
+        for norm in joined:
+            device = norm.value.device
+            r, least, n, s = (_scalar(x, torch.float64, device) for x in (clip_factor, eps, *norm[1:]))
+            small = n * s <= least
+            n, s = torch.where(small, least, n) * r, torch.where(small, 1.0, s)
+            limit = Norm(n * s, n, s)
+            limits += map(Norm, *map(restore, limit)) if restore else [limit]
+    return limits
 
 
 def _norm(arrays: Sequence[Array], mantissa: Any, scale: Any) -> Norm:
@@ -534,39 +535,52 @@ def _with_policy(ruled: tuple[tuple[Array, Array], Array], nonfinite: str) -> tu
     return (first, second), bad if nonfinite == "zero" else None
 
 
-def _factors_each(norms: Sequence[Norm], limits: Sequence[Any]) -> list[tuple[Array, Array]]:
+def _factors_each(norms: Sequence[Norm], limits: Sequence[Any]) -> list[list[Array]]:
     """The factors of each array. On the host they are calculated together, for a thousand small calls are felt."""
-    joined, restore = _joined(norms)
-    if len(joined) == len(norms):
-        return [_factors(norm, limit)[0] for norm, limit in zip(norms, limits, strict=True)]
-    joined_limits: list[Any]
-    if isinstance(limits[0], Norm):
-        joined_limits, _ = _joined(limits)
-    else:
-        joined_limits = [
-            torch.cat(
-                [
-                    _scalar(c, torch.float64, CPU).expand(n.value.shape).reshape(-1)
-                    for c, n in zip(limits, norms, strict=True)
-                ]
-            )
-        ]
-    (first, second), _ = _factors(joined[0], joined_limits[0])
-    return list(zip(restore([first]), restore([second]), strict=True))
+    factors: list[list[Array]] = []
+    for run in _runs(norms):
+        joined, restore = _joined(norms[run])
+        if len(joined) == len(norms[run]):
+            factors += ([*_factors(n, c)[0]] for n, c in zip(norms[run], limits[run], strict=True))
+            continue
+        limit: Any
+        if isinstance(limits[0], Norm):
+            limit = _joined(limits[run])[0][0]
+        else:
+            pairs = zip(limits[run], norms[run], strict=True)
+            limit = _flatten_dense_tensors([_scalar(c, torch.float64, CPU).expand_as(n.value) for c, n in pairs])
+        both = [f for f in _factors(joined[0], limit)[0] if (f != 1).any()]
+        factors += (
+            map(list, zip(*(restore(f.to(joined[0].value.dtype)) for f in both), strict=True))
+            if both
+            else ([[] for _ in norms[run]])
+        )
+    return factors
+
+
+def _runs(norms: Sequence[Norm]) -> Iterator[slice]:
+    """The norms in runs that one thread calculates with."""
+    start, size = 0, 0
+    for i, norm in enumerate(norms):
+        if i > start and size + norm.value.numel() >= JOIN:
+            yield slice(start, i)
+            start, size = i, 0
+        size += norm.value.numel()
+    if norms:
+        yield slice(start, len(norms))
 
 
 def _joined(norms: Sequence[Norm]) -> tuple[list[Norm], Any]:
-    """Norms in one flat Norm where the host knows all of them, and what takes its columns apart again."""
-    columns = [x for norm in norms for x in norm if isinstance(x, torch.Tensor)]
-    if len(norms) < 2 or not _on_host(columns) or len({norm.value.dtype for norm in norms}) > 1:
-        return list(norms), lambda column: column
-    flat = Norm(
-        torch.cat([n.value.reshape(-1) for n in norms]),
-        *(torch.cat([_scalar(n[i], torch.float64, CPU).reshape(-1) for n in norms]) for i in (1, 2)),
+    """Norms in one flat Norm where the host knows all of them, and what takes a column of it apart again."""
+    known = [x for norm in norms for x in norm if isinstance(x, torch.Tensor)]
+    if len(norms) < 2 or not _on_host(known) or len({norm.value.dtype for norm in norms}) > 1:
+        return list(norms), None
+    columns = (
+        [x if isinstance(x, torch.Tensor) else _scalar(x, torch.float64, CPU) for x in c]
+        for c in zip(*norms, strict=True)
     )
-    shapes = [n.value.shape for n in norms]
-    sizes = [shape.numel() for shape in shapes]
-    return [flat], lambda column: [x.view(s) for x, s in zip(column[0].split(sizes), shapes, strict=True)]
+    flat = Norm(*map(_flatten_dense_tensors, columns))
+    return [flat], lambda column: _unflatten_dense_tensors(column, [norm.value for norm in norms])
 
 
 def _times(x: Array, factors: Sequence[Array]) -> Array:
@@ -581,8 +595,11 @@ def _times(x: Array, factors: Sequence[Array]) -> Array:
 
 
 def _needed(x: Array, factors: Sequence[Array]) -> list[Array]:
-    """The factors as x is multiplied by them, without those that the host knows to be 1."""
-    host = _on_host([x, *factors])
+    """The factors as x is multiplied by them, without those that the host knows to be 1.
+
+    Such a factor is a constant, so that nothing is lost of a derivative, and autograd need not keep what it multiplies.
+    """
+    host = _on_host([t.detach() for t in (x, *factors)])
     return [f.to(x.device, _accumulator(x.dtype)) for f in factors if not host or bool((f != 1).any())]
 
 
