@@ -8,7 +8,6 @@ or c is not a number above or at 0. The norm and the limit are compared as the c
 of the norm that is returned; where that has overflowed although n is finite, by their exact ratio.
 """
 
-import importlib
 from typing import Any, NamedTuple
 
 REAL = ("float16", "bfloat16", "float32", "float64")
@@ -16,8 +15,8 @@ TAKEN = (*REAL, "complex64", "complex128")
 TINY = 2.0**-126  # the smallest normal float32; a factor below it would have few bits left, or none
 
 Backend = Any  # one of the modules of this package
-BY_TYPE: dict[type, Backend] = {}  # the backend of each type of object seen so far, None for what is no array
-BACKENDS = {"numpy": "numpy", "torch": "torch", "tensorflow": "tensorflow", "jax": "jax", "jaxlib": "jax"}
+# The backend of each type of object seen so far, None for what is no array. Compilers cannot look up Python's own types.
+BY_TYPE: dict[type, Backend] = dict.fromkeys((type(None), bool, int, float, list, tuple, dict))
 
 
 class Norm(NamedTuple):
@@ -36,16 +35,39 @@ def backend_of(x: object) -> Backend:
     """
     kind = type(x)
     if kind not in BY_TYPE:
-        packages = [base.__module__.partition(".")[0] for base in kind.__mro__]
-        names = dict.fromkeys(BACKENDS[p] for p in packages if p in BACKENDS)
-        candidates = [importlib.import_module(f"{__name__}.{name}") for name in names]
+        packages = _packages(kind)
+        candidates: list[Backend] = []
+        if "numpy" in packages:
+            from . import numpy
+
+            candidates.append(numpy)
+        if "torch" in packages:
+            from . import torch
+
+            candidates.append(torch)
+        if "tensorflow" in packages:
+            from . import tensorflow
+
+            candidates.append(tensorflow)
+        if packages & {"jax", "jaxlib"}:
+            from . import jax
+
+            candidates.append(jax)
         BY_TYPE[kind] = next((backend for backend in candidates if backend.is_array(x)), None)
     return BY_TYPE[kind]
 
 
+def _packages(kind: type) -> set[str]:
+    """The packages that a type is made of: its own, or those of its bases where that is none of a framework's."""
+    own = kind.__module__.partition(".")[0]
+    if own in ("numpy", "torch", "tensorflow", "jax", "jaxlib"):  # a compiler cannot look up the bases
+        return {own}
+    return {base.__module__.partition(".")[0] for base in kind.__mro__}
+
+
 def advice(x: object) -> str:
     """What to pass instead of x, if it holds an array that could be passed: the end of an error message."""
-    packages = {base.__module__.partition(".")[0] for base in type(x).__mro__}
+    packages = _packages(type(x))
     if "keras" in packages and hasattr(x, "value"):
         return "; pass its .value"
     if type(x).__name__ == "MaskedArray":

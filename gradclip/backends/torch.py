@@ -281,6 +281,8 @@ def join(norms: Sequence[Norm], ord: float) -> Norm:
 
 def slice_norms(x: Array, ord: float, axis: tuple[int, ...]) -> Norm:
     """The norms of the slices of x along axis, whose lengths become 1."""
+    if not axis:  # to PyTorch, no axes are all axes
+        return Norm(*(n.squeeze(-1) for n in slice_norms(x.unsqueeze(-1), ord, (x.ndim,))))
     if _sharded([x]):  # to cut it would gather it on every rank
         return _slice_norms(_nowhere_empty(x, axis), ord, axis)
     kept = [i for i in range(x.ndim) if i not in axis]
