@@ -220,6 +220,7 @@ def test_the_recipes_with_vmap():
 # Derivatives ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
 @pytest.mark.parametrize("clip", CLIPS)
 def test_forward_mode_is_reverse_mode(clip):
     """Dual tensors, jacobian(strategy="forward-mode"), jvp and gradcheck in both modes."""

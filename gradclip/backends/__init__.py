@@ -15,7 +15,7 @@ TAKEN = (*REAL, "complex64", "complex128")
 TINY = 2.0**-126  # the smallest normal float32; a factor below it would have few bits left, or none
 
 Backend = Any  # one of the modules of this package
-# The backend of each type of object seen so far, None for what is no array. Compilers cannot look up Python's own types.
+# The backend of each type of object seen so far, None for what is no array; those of Python are known.
 BY_TYPE: dict[type, Backend] = dict.fromkeys((type(None), bool, int, float, list, tuple, dict))
 
 

@@ -39,10 +39,14 @@ Array = Any  # torch.Tensor
 def is_array(x: object) -> bool:
     """A subclass that changes what operations do is taken if it is PyTorch's own, as DTensor is, and does clip."""
     kind: Any = type(x)
-    if not isinstance(x, torch.Tensor) or kind.__name__ == "MaskedTensor":
-        return False
-    changes = kind.__torch_function__ != torch.Tensor.__torch_function__ or "__torch_dispatch__" in dir(kind)
-    return kind in _PLAIN or not changes or kind.__module__.startswith("torch.")
+    if kind in _PLAIN or not isinstance(x, torch.Tensor):
+        return kind in _PLAIN
+    function = getattr(kind.__torch_function__, "__func__", None)
+    changes = (
+        function is not torch.Tensor.__torch_function__.__func__  # type: ignore[attr-defined]
+        or kind.__torch_dispatch__ is not torch.Tensor.__torch_dispatch__
+    )
+    return not changes or (kind.__module__.startswith("torch.") and kind.__name__ != "MaskedTensor")
 
 
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
@@ -270,11 +274,8 @@ def join(norms: Sequence[Norm], ord: float) -> Norm:
         for column in list(zip(*norms, strict=True))[1:]
     )
     largest = _usable(torch.where(mantissa > 0, scale, 0.0).amax(0))
-    norm = (
-        _root(_powers(mantissa, largest, ord, (0,)), ord)[0]
-        if ord < math.inf
-        else (mantissa * (scale / largest)).amax(0)
-    )
+    parts = mantissa * (scale / largest)
+    norm = parts.amax(0) if ord == math.inf else _root(_powers(parts, torch.ones_like(largest), ord, (0,))[0], ord)
     wide = any(n.value.dtype == torch.float64 for n in norms)
     return Norm((norm * largest).to(torch.float64 if wide else torch.float32), norm, largest)
 
