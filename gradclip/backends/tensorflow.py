@@ -2,30 +2,23 @@
 
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import tensorflow as tf
 from tensorflow.python.ops import control_flow_util
+
+from . import TINY, Norm
 
 NAME = "TensorFlow"
 BLOCK = 512  # elements whose squares are summed in their own precision; blocks are joined in float64
 CHUNK = 1 << 18  # smaller arrays are joined: TensorFlow spends microseconds on each operation
 JOINED = 1 << 22  # as long as this many elements hold them, for joining copies them
-TINY = 2.0**-126  # the smallest normal float32
 MAX = tf.float64.max
 INF = float("inf")
 NAN = float("nan")
 UNIT_AXIS = -1  # of a weight of shape (…, in, out)
 
 Array = Any  # tf.Tensor, tf.Variable or tf.IndexedSlices
-
-
-class Norm(NamedTuple):
-    """A norm: ``value`` as it is returned, and the exact one, mantissa·scale, which ``value`` may be too narrow for."""
-
-    value: Array
-    mantissa: Array
-    scale: Array
 
 
 # What rules.py asks about an array ------------------------------------------------------------------------------------
@@ -41,11 +34,22 @@ def dtype_name(dtype: tf.DType) -> str:
 
 def host_value(x: Array) -> float | None:
     """The value of a 0-d array where the host can read it without waiting, else None."""
-    return float(x) if tf.executing_eagerly() and "CPU" in x.device else None
+    if not tf.executing_eagerly() or "CPU" not in x.device or not tf.size(x):
+        return None
+    return float(tf.convert_to_tensor(x).numpy().min())  # which is NaN if there is one; tf.reduce_min may pass it over
 
 
 def is_traced(arrays: Sequence[Array]) -> bool:
     return not tf.executing_eagerly()
+
+
+def constant(x: Array) -> Array:
+    """x, without a derivative."""
+    return tf.stop_gradient(x)
+
+
+def reshape(x: Array, shape: tuple[int, ...]) -> Array:
+    return tf.reshape(x, shape)
 
 
 def all_finite(x: Array) -> bool:
@@ -234,6 +238,35 @@ def _power_norm(moduli: Array, ord: float, axis: Sequence[int], keepdims: bool) 
     return tf.where(total > 0, tf.minimum(tf.where(total > 0, total, 1.0) ** (1 / ord), MAX), 0.0)
 
 
+def measure_each(arrays: Sequence[Array], ord: float, axes: Sequence[tuple[int, ...] | None]) -> list[Norm]:
+    """Of each array its own norm or, along its axes, the norms of its slices."""
+    pairs = zip(arrays, axes, strict=True)
+    return [measure([a], ord) if axis is None else slice_norms(a, ord, axis) for a, axis in pairs]
+
+
+def join(norms: Sequence[Norm], ord: float) -> Norm:
+    """The norms of vectors that were measured in parts, from the norms of the parts."""
+    mantissa, scale = (tf.stack(column) for column in list(zip(*norms, strict=True))[1:])
+    largest = _usable(tf.reduce_max(tf.where(mantissa > 0, scale, 0.0), 0))
+    finite = tf.math.is_finite(mantissa)
+    joined = _power_norm(tf.where(finite, mantissa, 0.0) * (scale / largest), ord, [0], False)
+    joined = tf.where(tf.reduce_all(finite, 0), joined, tf.reduce_sum(tf.where(finite, 0.0, mantissa), 0))
+    wide = tf.float64 if any(n.value.dtype == tf.float64 for n in norms) else tf.float32
+    return Norm(tf.cast(joined * largest, wide), joined, largest)
+
+
+def unit_limits(norms: Sequence[Norm], clip_factor: Any, eps: Any) -> list[Norm]:
+    """The limits r·max(‖W‖, eps) on the gradients of units, given the norms of the units' weights W."""
+    clip_factor, eps = _scalar(clip_factor, tf.float64), _scalar(eps, tf.float64)
+    limits = []
+    for _, mantissa, scale in norms:
+        small = mantissa * scale <= eps
+        mantissa = tf.where(small, eps, mantissa) * clip_factor
+        scale = tf.where(small, tf.ones_like(scale), scale)
+        limits.append(Norm(mantissa * scale, mantissa, scale))
+    return limits
+
+
 # Clipping by a norm ---------------------------------------------------------------------------------------------------
 
 
@@ -256,10 +289,21 @@ def scale(arrays: Sequence[Array], norm: Norm, max_norm: Any, nonfinite: str) ->
     return [by_place[i] for i in range(len(arrays))]
 
 
+def scale_each(arrays: Sequence[Array], norms: Sequence[Norm], limits: Sequence[Any]) -> list[Array]:
+    """The arrays, or their slices, each clipped to its own limit, given their norms."""
+    return [
+        scale([a], n, c, "nan")[0] if n.value.shape.rank == 0 and not isinstance(c, Norm) else scale_slices(a, n, c)
+        for a, n, c in zip(arrays, norms, limits, strict=True)
+    ]
+
+
 def _factors(norm: Norm, max_norm: Any) -> tuple[tuple[Array, Array], Array]:
     """What to multiply and then divide by, and whether the norm is not finite and counts."""
-    c, n, s = _scalar(max_norm, tf.float64), norm.mantissa, norm.scale
-    keep = (norm.value <= tf.cast(c, norm.value.dtype)) | (c == INF)
+    limit = max_norm if isinstance(max_norm, Norm) else Norm(max_norm, max_norm, 1.0)
+    c_value, c, c_scale = (_scalar(x, tf.float64) for x in limit)
+    n, s = norm.mantissa, norm.scale / c_scale
+    below = norm.value <= tf.cast(c_value, norm.value.dtype)
+    keep = tf.where(tf.math.is_inf(norm.value) & tf.math.is_finite(n), c / n / s >= 1, below) | (c == INF)
     bad = ~keep & ~tf.math.is_finite(n)
     one, nan = tf.ones((), tf.float64), tf.cast(NAN, tf.float64)
     n = tf.where(keep | bad, one, n)  # where the branch not taken divides by zero, its derivative would be NaN
@@ -297,13 +341,9 @@ def scale_slices(x: Array, norm: Norm, limit: Any) -> Array:
     return _times([x], factor, divisor)[0]
 
 
-def at_least(x: Array, floor: float) -> Array:
-    return tf.maximum(x, _scalar(floor, x.dtype))
-
-
 # Clipping by value ----------------------------------------------------------------------------------------------------
 
 
-def clamp(x: Array, low: Any, high: Any) -> Array:
-    """x with each element moved into [low, high]; NaN stays."""
-    return tf.clip_by_value(x, _scalar(low, x.dtype), _scalar(high, x.dtype))
+def clamp(arrays: Sequence[Array], low: Any, high: Any) -> list[Array]:
+    """The arrays with each element moved into [low, high]; NaN stays."""
+    return [tf.clip_by_value(a, _scalar(low, a.dtype), _scalar(high, a.dtype)) for a in arrays]
