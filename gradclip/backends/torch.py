@@ -10,6 +10,12 @@ from typing import Any, NamedTuple
 import torch
 from torch._utils import _flatten_dense_tensors
 
+from .torch_sharded import is_sharded as _sharded
+from .torch_sharded import local as _local
+from .torch_sharded import measure_shards
+from .torch_sharded import nowhere_empty as _nowhere_empty
+from .torch_sharded import shard_of as _shard_of
+
 NAME = "PyTorch"
 BLOCK = 512  # elements whose squares are summed in their own precision; blocks are joined in float64
 JOIN = 1 << 15  # elements; from here on PyTorch uses several threads, and waiting for them costs small arrays too much
@@ -166,7 +172,7 @@ def measure(arrays: Sequence[Array], ord: float) -> Norm:
         if math.sqrt(lost) * 2**11 <= norm < math.inf:
             return _norm(arrays, norm, 1.0)
     if _sharded(arrays):
-        return _measure_shards(arrays, ord)
+        return _norm(arrays, *measure_shards(arrays, ord, lambda its, device: _pair(measure(its, ord), device)))
     if ord == 2 and not any(dtype in WIDE for dtype in groups):  # float64 holds the square of every float32
         return _norm(arrays, _join([torch.linalg.vector_norm(c) for c in _widened(arrays)], 2), 1.0)
     peak = _join([p.abs().amax() for a in arrays for p in _parts(a) if p.numel()], math.inf).detach()
@@ -268,84 +274,6 @@ def _join(norms: Sequence[Array], ord: float) -> Array:
         return torch.zeros((), dtype=torch.float64)
     device = norms[0].device
     return torch.linalg.vector_norm(torch.stack([n.to(device, torch.float64) for n in norms]), ord)
-
-
-# Sharded arrays: DTensors, of which each rank holds a part ------------------------------------------------------------
-
-
-def _sharded(arrays: Sequence[Any]) -> bool:
-    """Whether there is a DTensor; only who has imported their module can have made one."""
-    module = sys.modules.get("torch.distributed.tensor")
-    return module is not None and any(isinstance(a, module.DTensor) for a in arrays)
-
-
-def _local(x: Array) -> Array:
-    """This rank's part."""
-    return x.to_local() if _sharded([x]) else x
-
-
-def _shard_of(x: Array, local: Array) -> Array:
-    """An array like x, of which this is the rank's part."""
-    if not _sharded([x]):
-        return local
-    return type(x).from_local(local, x.device_mesh, x.placements, run_check=False, shape=x.shape, stride=x.stride())
-
-
-def _measure_shards(arrays: Sequence[Array], ord: float) -> Norm:
-    """The norm of the whole arrays, the same on every rank: all ranks learn of the parts' norms, and join them alike.
-
-    Along an axis of the mesh, an array is cut into parts or every rank holds the same; then only the first one counts.
-    All arrays of a mesh share one exchange: each rank adds its norms to zeros in its own place.
-    """
-    from torch.distributed.tensor import DTensor, Partial, Replicate
-
-    norms = [_pair(measure([a for a in arrays if not isinstance(a, DTensor)], ord), arrays[0].device)]
-    meshes: dict[Any, dict[tuple[bool, ...], list[Array]]] = {}
-    for a in arrays:
-        if isinstance(a, DTensor):
-            if any(p.is_partial() for p in a.placements):  # a sum that is still to be taken
-                a = a.redistribute(placements=[Replicate() if p.is_partial() else p for p in a.placements])
-            same = tuple(p.is_replicate() for p in a.placements)
-            meshes.setdefault(a.device_mesh, {}).setdefault(same, []).append(a.to_local())
-    for mesh, groups in meshes.items():
-        own = torch.stack([_pair(measure(its, ord), its[0].device) for its in groups.values()])
-        places = own.new_zeros(*mesh.shape, *own.shape)
-        if coordinate := mesh.get_coordinate():
-            places[tuple(coordinate)] = own
-        line = _one_axis(mesh)
-        every = DTensor.from_local(places, line, [Partial()] * line.ndim, run_check=False).full_tensor()
-        for i, same in enumerate(groups):
-            first = tuple(0 if its else slice(None) for its in same)
-            norms += every[(*first, ..., i, slice(None))].reshape(-1, 2)
-    mantissa, scale = torch.stack([n.to(arrays[0].device) for n in norms]).unbind(1)
-    largest = torch.where(mantissa > 0, scale, 0.0).amax()
-    largest = torch.where(largest > 0, largest, 1.0)
-    norm = torch.linalg.vector_norm(mantissa * (scale / largest), ord)
-    return _norm(arrays, torch.where(mantissa.isfinite().all(), norm.clamp(max=MAX), norm), largest)
-
-
-def _one_axis(mesh: Any) -> Any:
-    """The same ranks along one axis, for a sum over a mesh is an exchange for each axis.
-
-    The group of all ranks is there already. To make one of some, all ranks would have to take part: a mesh of several
-    axes that is not the whole world keeps them, unless its owner has flattened it, which PyTorch then finds.
-    """
-    if mesh.ndim == 1 or mesh.size() < torch.distributed.get_world_size():
-        return mesh
-    return type(mesh).from_group(torch.distributed.group.WORLD, mesh.device_type)
-
-
-def _nowhere_empty(x: Array, axis: tuple[int, ...]) -> Array:
-    """x so placed that each rank has elements along these axes, for nothing has no maximum."""
-    from torch.distributed.tensor import Replicate
-
-    ranks = [1] * x.ndim
-    for mesh_axis, its in enumerate(x.placements):
-        if its.is_shard():
-            ranks[its.dim] *= x.device_mesh.size(mesh_axis)
-    # Cut into k parts of equal size, rounded up, k² elements or more leave some for the last part.
-    short = [its.is_shard() and its.dim in axis and x.shape[its.dim] < ranks[its.dim] ** 2 for its in x.placements]
-    return x.redistribute(placements=[Replicate() if s else its for s, its in zip(short, x.placements, strict=True)])
 
 
 def _pair(norm: Norm, device: torch.device) -> Array:
