@@ -289,7 +289,14 @@ def clip_by_value_(grads: Nested, limit: Any) -> None:
 
 
 def clip_adaptive(
-    grads: Nested, params: Nested, clip_factor: float = 0.01, *, eps: float = 1e-3, unit_axis: int | None = None
+    grads: Nested,
+    params: Nested,
+    clip_factor: float = 0.01,
+    *,
+    eps: float = 1e-3,
+    ord: float = 2,
+    unit_axis: int | None = None,
+    axis: int | tuple[int, ...] | None = None,
 ) -> Nested:
     """Scale each unit's gradient so that its norm is at most ``clip_factor`` times the norm of the unit's weights.
 
@@ -310,6 +317,10 @@ def clip_adaptive(
         The axis that counts the units. By default the framework's own: the first in PyTorch, whose weights have the
         shape (out, in, …), the last in NumPy, TensorFlow and JAX, where it is (…, in, out). Arrays with fewer than two
         axes are one unit.
+    ord : float, default 2
+        The order of both norms.
+    axis : int or tuple of int, optional
+        Instead of ``unit_axis``, the axes that the weights of one unit lie along.
 
     Returns
     -------
@@ -339,18 +350,25 @@ def clip_adaptive(
     """
     tree = Tree(grads, beside=(clip_factor, eps))
     backend = tree.backend
-    clipped = _each_by_its_weights(tree, params, clip_factor, eps, unit_axis, backend.scale_slices)
+    clipped = _each_by_its_weights(tree, params, clip_factor, eps, ord, unit_axis, axis, backend.scale_slices)
     return tree.rebuild(clipped)
 
 
 def clip_adaptive_(
-    grads: Nested, params: Nested, clip_factor: float = 0.01, *, eps: float = 1e-3, unit_axis: int | None = None
+    grads: Nested,
+    params: Nested,
+    clip_factor: float = 0.01,
+    *,
+    eps: float = 1e-3,
+    ord: float = 2,
+    unit_axis: int | None = None,
+    axis: int | tuple[int, ...] | None = None,
 ) -> None:
     """`clip_adaptive` in place, for NumPy and PyTorch: all or nothing.
 
     Parameters
     ----------
-    grads, params, clip_factor, eps, unit_axis
+    grads, params, clip_factor, eps, ord, unit_axis, axis
         As for `clip_adaptive`; only ``grads`` is written to.
 
     Raises
@@ -368,7 +386,7 @@ def clip_adaptive_(
     """
     tree = Tree(grads, in_place_of="clip_adaptive", beside=(clip_factor, eps))
     with tree.writing():
-        _each_by_its_weights(tree, params, clip_factor, eps, unit_axis, tree.backend.scale_slices_)
+        _each_by_its_weights(tree, params, clip_factor, eps, ord, unit_axis, axis, tree.backend.scale_slices_)
 
 
 # What the public functions share --------------------------------------------------------------------------------------
@@ -410,9 +428,11 @@ def _each_by_its_norm(tree: Tree, max_norm: Any, ord: float, axis: Any, scale: A
 
 
 def _each_by_its_weights(
-    tree: Tree, params: Nested, clip_factor: Any, eps: Any, unit_axis: Any, scale_slices: Any
+    tree: Tree, params: Nested, clip_factor: Any, eps: Any, ord: float, unit_axis: Any, axis: Any, scale_slices: Any
 ) -> list[Any]:
-    backend = tree.backend
+    backend, ord = tree.backend, arguments.order(ord)
+    if unit_axis is not None and axis is not None:
+        raise ValueError("unit_axis and axis say the same in two ways; pass one of them")
     clip_factor = arguments.nonnegative(
         clip_factor, backend, "clip_factor", "a negative factor would flip the update's sign"
     )
@@ -420,13 +440,15 @@ def _each_by_its_weights(
     limits = []
     for i, (array, weights) in enumerate(zip(tree.arrays, weights_of(tree, params), strict=True)):
         ndim = len(weights.shape)
-        (unit,) = (
-            arguments.axes(backend.UNIT_AXIS if unit_axis is None else unit_axis, tree, i) if ndim > 1 else (None,)
-        )
-        axes = tuple(axis for axis in range(ndim) if axis != unit)
-        norms = backend.slice_norms(weights, 2, axes).value
+        axes = tuple(range(ndim))
+        if ndim > 1 and axis is not None:
+            axes = arguments.axes(axis, tree, i)
+        elif ndim > 1:
+            (unit,) = arguments.axes(backend.UNIT_AXIS if unit_axis is None else unit_axis, tree, i)
+            axes = tuple(a for a in range(ndim) if a != unit)
+        norms = backend.slice_norms(weights, ord, axes).value
         limit = clip_factor * backend.at_least(norms, eps)
-        if i in tree.sparse and unit == 0:
+        if i in tree.sparse and 0 not in axes:
             limit = backend.rows_of(limit, tree.sparse[i][1])
         limits.append((array, axes, limit))
-    return [scale_slices(array, backend.slice_norms(array, 2, axes), limit) for array, axes, limit in limits]
+    return [scale_slices(array, backend.slice_norms(array, ord, axes), limit) for array, axes, limit in limits]
