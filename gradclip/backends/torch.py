@@ -12,7 +12,7 @@ from torch._utils import _flatten_dense_tensors
 
 from .torch_sharded import is_sharded as _sharded
 from .torch_sharded import local as _local
-from .torch_sharded import measure_shards
+from .torch_sharded import measure_shards, whole
 from .torch_sharded import nowhere_empty as _nowhere_empty
 from .torch_sharded import shard_of as _shard_of
 
@@ -53,6 +53,7 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 def host_value(x: Array) -> float | None:
     """The value of a 0-d array where the host can read it without waiting, else None."""
+    x = whole(x)
     return x.item() if _on_host([x]) else None
 
 
@@ -159,6 +160,9 @@ def rows_of(dense: Array, x: Array) -> Array:
 
 def measure(arrays: Sequence[Array], ord: float) -> Norm:
     """The norm of all arrays joined."""
+    if _sharded(arrays):
+        parts = [_local(a) for a in arrays]  # lie on the host where the norm does, and then the host decides
+        return _norm(parts, *measure_shards(arrays, ord, lambda its, device: _pair(measure(its, ord), device)))
     if ord == 2 and (kernels := _kernels(arrays)) and (measured := kernels.measure(arrays)):
         return Norm(*measured)
     groups = _by_dtype(arrays)
@@ -171,8 +175,6 @@ def measure(arrays: Sequence[Array], ord: float) -> Norm:
             lost += size * (2.0**-1022 if dtype in WIDE else 2.0**-126)
         if math.sqrt(lost) * 2**11 <= norm < math.inf:
             return _norm(arrays, norm, 1.0)
-    if _sharded(arrays):
-        return _norm(arrays, *measure_shards(arrays, ord, lambda its, device: _pair(measure(its, ord), device)))
     if ord == 2 and not any(dtype in WIDE for dtype in groups):  # float64 holds the square of every float32
         return _norm(arrays, _join([torch.linalg.vector_norm(c) for c in _widened(arrays)], 2), 1.0)
     peak = _join([p.abs().amax() for a in arrays for p in _parts(a) if p.numel()], math.inf).detach()
@@ -183,9 +185,10 @@ def measure(arrays: Sequence[Array], ord: float) -> Norm:
 
 def given(norm: Any, arrays: Sequence[Array]) -> Norm:
     """A norm that the caller has measured."""
-    if _sharded([norm]):
-        norm = norm.full_tensor()
-    return _norm(arrays, norm.to(torch.float64) if isinstance(norm, torch.Tensor) else float(norm), 1.0)
+    norm = whole(norm)
+    return _norm(
+        [_local(a) for a in arrays], norm.to(torch.float64) if isinstance(norm, torch.Tensor) else float(norm), 1.0
+    )
 
 
 def _norm(arrays: Sequence[Array], mantissa: Any, scale: Any) -> Norm:
@@ -199,7 +202,7 @@ def _norm(arrays: Sequence[Array], mantissa: Any, scale: Any) -> Norm:
 
 def _scalar(x: Any, dtype: torch.dtype, device: torch.device) -> Array:
     """A number or 0-d tensor as one of this dtype, infinite if it does not fit; filling makes no GPU wait."""
-    x = x if isinstance(x, torch.Tensor) else torch.full((), x, dtype=torch.float64, device=device)
+    x = whole(x) if isinstance(x, torch.Tensor) else torch.full((), x, dtype=torch.float64, device=device)
     return x.to(device, dtype)
 
 
@@ -295,6 +298,7 @@ def scale(arrays: Sequence[Array], norm: Norm, max_norm: Any, nonfinite: str) ->
 
 def scale_(arrays: Sequence[Array], norm: Norm, max_norm: Any, nonfinite: str) -> None:
     """The same in place. Where nothing is clipped, and the host or a kernel knows, nothing is written."""
+    arrays = [_local(a) for a in arrays] if _sharded(arrays) else arrays
     if (kernels := _kernels(arrays)) and kernels.scale_(arrays, norm, max_norm, nonfinite):
         return
     factors, zero = _factors(arrays, norm, max_norm, nonfinite)
@@ -303,8 +307,6 @@ def scale_(arrays: Sequence[Array], norm: Norm, max_norm: Any, nonfinite: str) -
             for dtype, its in _by_dtype(arrays).items():
                 # A 0-d tensor is faster than a number, and is not rounded to half precision before it multiplies.
                 torch._foreach_mul_(its, torch.tensor(f, dtype=_accumulator(dtype)))
-    elif _sharded(arrays):
-        return scale_([_local(a) for a in arrays], norm, max_norm, nonfinite)
     else:
         for a in arrays:
             _times_(a, factors)
@@ -315,9 +317,10 @@ def scale_(arrays: Sequence[Array], norm: Norm, max_norm: Any, nonfinite: str) -
 
 def _factors(arrays: Sequence[Array], norm: Norm, max_norm: Any, nonfinite: str) -> tuple[Sequence[Any], Any]:
     """What to multiply by, one factor after the other, and, if not None, whether to set zeros instead."""
+    max_norm = whole(max_norm)
     given = [max_norm] if isinstance(max_norm, torch.Tensor) else []
     if not isinstance(norm.mantissa, float) or not _on_host([*arrays, *given]):
-        factors, bad = _tensor_factors(norm, max_norm)
+        factors, bad = clip_factors(norm, max_norm)
         if nonfinite == "keep":
             return [torch.where(bad, 1.0, f) for f in factors], None
         return factors, bad if nonfinite == "zero" else None
@@ -331,7 +334,7 @@ def _factors(arrays: Sequence[Array], norm: Norm, max_norm: Any, nonfinite: str)
     return (math.sqrt(c / n) / math.sqrt(s),) * 2, None
 
 
-def _tensor_factors(norm: Norm, max_norm: Any) -> tuple[tuple[Array, Array], Array]:
+def clip_factors(norm: Norm, max_norm: Any) -> tuple[tuple[Array, Array], Array]:
     """The same without a branch, for one norm or an array of them; and which of them are not finite and count."""
     device = norm.value.device
     c, n, s = (_scalar(x, torch.float64, device) for x in (max_norm, norm.mantissa, norm.scale))
@@ -394,12 +397,12 @@ def _slice_norms(x: Array, ord: float, axis: tuple[int, ...]) -> Norm:
 
 def scale_slices(x: Array, norm: Norm, limit: Any) -> Array:
     """x with each slice clipped to its limit, given the norms of the slices."""
-    return _times(x, _tensor_factors(norm, limit)[0])
+    return _times(x, clip_factors(norm, limit)[0])
 
 
 def scale_slices_(x: Array, norm: Norm, limit: Any) -> None:
     """The same in place. Where nothing is clipped, and the host knows, nothing is written."""
-    factors = _tensor_factors(norm, limit)[0]
+    factors = clip_factors(norm, limit)[0]
     if needed := [f for f in factors if not _on_host([x, f]) or bool((f != 1).any())]:
         _times_(x, needed)
 
