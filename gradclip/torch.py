@@ -18,7 +18,7 @@ They take the same arguments and differ from PyTorch's in the following.
 - **foreach** is accepted and has no effect, since there is one implementation, and it is fast for many small tensors.
 - **error_if_nonfinite** asks whether a gradient is finite, PyTorch's whether the norm is. Nothing has been written when
   it raises, and the error names the gradients.
-- **A warning of an empty generator** comes from all three functions that take parameters and write, in PyTorch from
+- **A warning of an empty generator** comes from each function here that takes parameters, in PyTorch from
   ``clip_grad_norm_`` alone.
 - **Sharded gradients** (DTensors, of FSDP2 or tensor parallel training) need one exchange for each device mesh, and may
   lie on several meshes in one call, beside tensors that are not sharded: expert parallel models clip in one call.
