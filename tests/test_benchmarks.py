@@ -77,6 +77,9 @@ def times(own, **slower):
                 seconds = slower.get(framework, own) if name == "lstm" else own
                 tables["seconds"] += [{**about, "who": "gradclip", "median": 1.0}]
                 tables["seconds"] += [{**about, "who": "own", "median": seconds}]
+    for case, exchanges in (("first call", {"exchanges": 1}), ("unclipped", {}), ("clipped", {})):
+        for who, seconds in (("gradclip", 1.0), ("own", slower.get("sharded", 20.0))):
+            tables["sharded"] += [{"set": "", "case": case, "who": who, "median": seconds, **exchanges}]
     return tables
 
 
@@ -86,6 +89,10 @@ def test_a_missed_bar_is_said_to_be_missed():
     assert missed == {"torch unclipped, lstm: times as fast": "lstm"}
     missed = [bar["bar"] for bar in cpu.bars(times(own=3.0, jax=0.99)) if not bar["met"]]
     assert missed == ["jax unclipped, each set: times as fast", "jax clipped, each set: times as fast"]
+    missed = [bar["bar"] for bar in cpu.bars(times(own=3.0, sharded=19.0)) if not bar["met"]]
+    assert missed == ["torch sharded, first call: times as fast"]
+    missed = [bar["bar"] for bar in cpu.bars(times(own=3.0, sharded=0.9)) if not bar["met"]]
+    assert missed[1:] == ["torch sharded, unclipped and clipped: times as fast"]
 
 
 def test_a_run_is_recorded_and_shown(tmp_path):

@@ -14,11 +14,7 @@ from torch.autograd import forward_ad
 
 from ..memory import Layout
 from . import TINY, Norm
-from .torch_sharded import is_sharded as _sharded
-from .torch_sharded import local as _local
-from .torch_sharded import measure_shards
-from .torch_sharded import nowhere_empty as _nowhere_empty
-from .torch_sharded import shard_of as _shard_of
+from .torch_sharded import is_sharded, local, measure_shards, nowhere_empty, shard_of, whole
 
 NAME = "PyTorch"
 BLOCK = 512  # elements whose squares are summed in their own precision; blocks are joined in float64
@@ -58,6 +54,7 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 def host_value(x: Array) -> float | None:
     """The least element of an array where the host can read it without waiting, else None."""
+    x = whole(x)
     return float(x.min()) if x.numel() and _on_host([x]) else None
 
 
@@ -98,7 +95,7 @@ def apart(arrays: Sequence[Array]) -> bool:
 
 
 def layout(x: Array) -> Layout:
-    x = _local(x)
+    x = local(x)
     x = x._values() if x.layout is torch.sparse_coo else x
     if type(x) in _PLAIN:
         step = x.element_size()
@@ -114,13 +111,8 @@ def constant(x: Array) -> Array:
 reshape = torch.reshape
 
 
-def whole(x: Array) -> Array:
-    """A threshold or a norm that is a DTensor, as each rank can calculate with it."""
-    return x.full_tensor() if _sharded([x]) else x
-
-
 def all_finite(x: Array) -> bool:
-    if _sharded([x]):  # every rank must give the same answer
+    if is_sharded([x]):  # every rank must give the same answer
         return math.isfinite(float(measure([x], math.inf).mantissa))
     return bool(torch.isfinite(x).all())
 
@@ -223,8 +215,8 @@ def measure(arrays: Sequence[Array], ord: float) -> Norm:
             lost += size * (2.0**-1022 if dtype in WIDE else TINY)
         if math.sqrt(lost) * 2**11 <= norm < math.inf:
             return _norm(arrays, norm, 1.0)
-    if _sharded(arrays):
-        return _norm(arrays, *measure_shards(arrays, ord, lambda its, device: _pair(measure(its, ord), device)))
+    if is_sharded(arrays):
+        return _norm(arrays, *measure_shards(arrays, ord, lambda held, device: _pair(measure(held, ord), device)))
     chunks = list(_chunks(arrays))
     if not chunks:
         return _norm(arrays, 0.0, 1.0)
@@ -284,8 +276,8 @@ def slice_norms(x: Array, ord: float, axis: tuple[int, ...]) -> Norm:
     """The norms of the slices of x along axis, whose lengths become 1."""
     if not axis:  # to PyTorch, no axes are all axes
         return Norm(*(n.squeeze(-1) for n in slice_norms(x.unsqueeze(-1), ord, (x.ndim,))))
-    if _sharded([x]):  # to cut it would gather it on every rank
-        return _slice_norms(_nowhere_empty(x, axis), ord, axis)
+    if is_sharded([x]):  # to cut it would gather it on every rank
+        return _slice_norms(nowhere_empty(x, axis), ord, axis)
     kept = [i for i in range(x.ndim) if i not in axis]
     if not kept or torch.compiler.is_compiling():
         return _slice_norms(x, ord, axis)
@@ -466,10 +458,10 @@ def _pair(norm: Norm, device: torch.device) -> Array:
 
 def scale(arrays: Sequence[Array], norm: Norm, max_norm: Any, nonfinite: str) -> list[Array]:
     """The arrays clipped to max_norm, given their norm."""
-    if _sharded(arrays):
-        scaled = scale([_local(a) for a in arrays], norm, max_norm, nonfinite)
-        return [_shard_of(a, s) for a, s in zip(arrays, scaled, strict=True)]
-    factors, zero = _with_policy(_factors(norm, max_norm), nonfinite)
+    if is_sharded(arrays):
+        scaled = scale([local(a) for a in arrays], norm, max_norm, nonfinite)
+        return [shard_of(a, s) for a, s in zip(arrays, scaled, strict=True)]
+    factors, zero = _with_policy(clip_factors(norm, max_norm), nonfinite)
     scaled = [_times(a, factors) for a in arrays]
     return scaled if zero is None else [torch.where(zero.to(s.device), 0.0, s) for s in scaled]
 
@@ -478,8 +470,8 @@ def scale_(arrays: Sequence[Array], norm: Norm, max_norm: Any, nonfinite: str) -
     """The same in place. Where nothing is clipped, and the host or a kernel knows, nothing is written."""
     if (kernels := _kernels(arrays)) and kernels.scale_(arrays, norm, max_norm, nonfinite):
         return
-    arrays = [_local(a) for a in arrays] if _sharded(arrays) else arrays
-    factors, zero = _with_policy(_factors(norm, max_norm), nonfinite)
+    arrays = [local(a) for a in arrays] if is_sharded(arrays) else arrays
+    factors, zero = _with_policy(clip_factors(norm, max_norm), nonfinite)
     if zero is not None and (not _on_host([*arrays, zero]) or bool(zero)):
         zeros = [zero.to(a.device) for a in arrays]
         _multiply_(arrays, [factors] * len(arrays))
@@ -493,8 +485,8 @@ def scale_each(arrays: Sequence[Array], norms: Sequence[Norm], limits: Sequence[
     """The arrays, or their slices, each clipped to its own limit, given their norms."""
     clipped = []
     for a, factors in zip(arrays, _factors_each(norms, limits), strict=True):
-        whole = _sharded(factors)  # the norms of slices are sharded as the slices are
-        clipped.append(_times(a, factors) if whole else _shard_of(a, _times(_local(a), factors)))
+        sliced = is_sharded(factors)  # the norms of slices are sharded as the slices are
+        clipped.append(_times(a, factors) if sliced else shard_of(a, _times(local(a), factors)))
     return clipped
 
 
@@ -508,10 +500,10 @@ def scale_each_(arrays: Sequence[Array], norms: Sequence[Norm], limits: Sequence
         ]
         arrays, norms, limits = ([column[i] for i in left] for column in (arrays, norms, limits))
     factors = _factors_each(norms, limits)
-    _multiply_([a if _sharded(f) else _local(a) for a, f in zip(arrays, factors, strict=True)], factors)
+    _multiply_([a if is_sharded(f) else local(a) for a, f in zip(arrays, factors, strict=True)], factors)
 
 
-def _factors(norm: Norm, limit: Any) -> tuple[tuple[Array, Array], Array]:
+def clip_factors(norm: Norm, limit: Any) -> tuple[tuple[Array, Array], Array]:
     """The clipping rule: the two factors to multiply by, and where the norm is not finite although it is to be clipped.
 
     The second factor is 1, unless c/n is too small for float32: then each of them is its root.
@@ -544,7 +536,7 @@ def _factors_each(norms: Sequence[Norm], limits: Sequence[Any]) -> list[list[Arr
     for run in _runs(norms):
         joined, restore = _joined(norms[run])
         if len(joined) == len(norms[run]):
-            factors += ([*_factors(n, c)[0]] for n, c in zip(norms[run], limits[run], strict=True))
+            factors += ([*clip_factors(n, c)[0]] for n, c in zip(norms[run], limits[run], strict=True))
             continue
         limit: Any
         if isinstance(limits[0], Norm):
@@ -552,7 +544,7 @@ def _factors_each(norms: Sequence[Norm], limits: Sequence[Any]) -> list[list[Arr
         else:
             pairs = zip(limits[run], norms[run], strict=True)
             limit = _flatten_dense_tensors([_scalar(c, torch.float64, CPU).expand_as(n.value) for c, n in pairs])
-        both = [f for f in _factors(joined[0], limit)[0] if (f != 1).any()]
+        both = [f for f in clip_factors(joined[0], limit)[0] if (f != 1).any()]
         factors += (
             map(list, zip(*(restore(f.to(joined[0].value.dtype)) for f in both), strict=True))
             if both
@@ -645,7 +637,7 @@ def _physical(x: Array) -> Array:
 
 def clamp(arrays: Sequence[Array], low: Any, high: Any) -> list[Array]:
     """The arrays with each element moved into [low, high]; NaN stays."""
-    return [_shard_of(a, torch.clamp(x, *limits)) for a, x, limits in _limited(arrays, low, high)]
+    return [shard_of(a, torch.clamp(x, *limits)) for a, x, limits in _limited(arrays, low, high)]
 
 
 def clamp_(arrays: Sequence[Array], low: Any, high: Any) -> None:
@@ -658,7 +650,7 @@ def _limited(arrays: Sequence[Array], low: Any, high: Any) -> Iterator[tuple[Arr
     """Each array, this rank's part of it, and the limits in its dtype and on its device."""
     limits: dict[Any, tuple[Array, Array]] = {}
     for a in arrays:
-        x = _local(a)
+        x = local(a)
         if (x.dtype, x.device) not in limits:
             limits[x.dtype, x.device] = _scalar(low, x.dtype, x.device), _scalar(high, x.dtype, x.device)
         yield a, x, limits[x.dtype, x.device]
