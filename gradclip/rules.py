@@ -424,8 +424,14 @@ def _each_by_its_weights(
             arguments.axes(backend.UNIT_AXIS if unit_axis is None else unit_axis, tree, i) if ndim > 1 else (None,)
         )
         axes = tuple(axis for axis in range(ndim) if axis != unit)
-        norms = backend.slice_norms(weights, 2, axes).value
-        limit = clip_factor * backend.at_least(norms, eps)
+        norms = backend.slice_norms(weights, 2, axes)
+        if hasattr(backend, "unit_limits"):
+            limit = backend.unit_limits([norms], clip_factor, eps)[0]
+            if i in tree.sparse and unit == 0:
+                limit = type(limit)(*(backend.rows_of(part, tree.sparse[i][1]) for part in limit))
+            limits.append((array, axes, limit))
+            continue
+        limit = clip_factor * backend.at_least(norms.value, eps)
         if i in tree.sparse and unit == 0:
             limit = backend.rows_of(limit, tree.sparse[i][1])
         limits.append((array, axes, limit))
