@@ -1,10 +1,10 @@
 """The public functions: check the arguments, flatten the tree, call its backend, rebuild the tree."""
 
-from math import isfinite
+from math import isfinite, prod
 from typing import Any, NamedTuple
 
 from . import arguments
-from .backends import REAL
+from .backends import REAL, Norm, backend_of
 from .trees import Nested, Tree, weights_of
 
 
@@ -38,7 +38,8 @@ def global_norm(grads: Nested, *, ord: float = 2) -> Any:
     Raises
     ------
     TypeError
-        A leaf is no array, has another dtype, or belongs to another framework than the first.
+        A leaf is no array, has another dtype (complex32 is one), or belongs to another framework than the first; or it
+        is of a subclass that changes what arrays do, such as a masked array or tensor, a nested tensor or np.matrix.
     ValueError
         ``ord`` is not a number above 0.
 
@@ -50,6 +51,40 @@ def global_norm(grads: Nested, *, ord: float = 2) -> Any:
     """
     tree = Tree(grads)
     return tree.backend.measure(tree.arrays, arguments.order(ord)).value
+
+
+def leaf_norms(grads: Nested, *, ord: float = 2) -> Nested:
+    """The norm of each array by itself.
+
+    Parameters
+    ----------
+    grads, ord
+        As for `global_norm`.
+
+    Returns
+    -------
+    0-d array or tree of 0-d arrays
+        Of the structure of ``grads``. Each is float64 if its array is float64 or complex128, else float32.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As for `global_norm`.
+
+    See Also
+    --------
+    clip_by_norm : clips each array by this norm.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> norms = leaf_norms({"w": np.array([3.0, 4.0]), "b": np.array([0.5])})
+    >>> print(norms["w"], norms["b"])
+    5.0 0.5
+    """
+    tree = Tree(grads)
+    norms = tree.backend.measure_each(tree.arrays, arguments.order(ord), [None] * len(tree.arrays))
+    return tree.rebuild([norm.value for norm in norms], dense=True)
 
 
 def clip_by_global_norm(
@@ -84,7 +119,7 @@ def clip_by_global_norm(
     Raises
     ------
     TypeError
-        As for `global_norm`; or ``max_norm`` is not a number.
+        As for `global_norm`; or ``max_norm`` is not a number: a bool, a string, a Decimal or a complex number.
     ValueError
         ``max_norm`` or ``norm`` is negative, ``max_norm`` is NaN, ``ord`` or ``nonfinite`` is none of the above, or
         ``nonfinite="raise"`` is used while the gradients are traced by a compiler.
@@ -113,7 +148,8 @@ def clip_by_global_norm_(
 ) -> Any:
     """`clip_by_global_norm` in place, for NumPy and PyTorch: all or nothing.
 
-    On the CPU nothing is written where n ≤ c. The same array listed twice is counted and scaled once.
+    On the CPU nothing is written where n ≤ c. Arrays that are the same elements of memory, such as tied weights or a
+    view of the whole, are counted and scaled once. All is calculated and checked before the first array is written to.
 
     Parameters
     ----------
@@ -128,8 +164,8 @@ def clip_by_global_norm_(
     Raises
     ------
     TypeError, ValueError, NonFiniteGradientError
-        As for `clip_by_global_norm`, and where an array cannot be written to, or is a parameter instead of its
-        gradient. Nothing has been written then.
+        As for `clip_by_global_norm`, and where an array cannot be written to, is a parameter instead of its gradient,
+        or shares a part of its memory with another one. Nothing has been written then.
 
     Examples
     --------
@@ -155,8 +191,10 @@ def clip_by_norm(grads: Nested, max_norm: Any, *, ord: float = 2, axis: int | tu
     ----------
     grads : array or tree of arrays
         As for `global_norm`.
-    max_norm : float or 0-d array
-        The threshold, as for `clip_by_global_norm`.
+    max_norm : float, array, or tree of them
+        The threshold, as for `clip_by_global_norm`, for all arrays; or a list, tuple or dict of thresholds, of the
+        structure of ``grads``. With ``axis``, a threshold may also be an array of the gradients' framework that
+        broadcasts to the norms of the slices, whose shape is that of the gradient with a 1 for each of the axes.
     ord : float, default 2
         The order of the norm.
     axis : int or tuple of int, optional
@@ -186,10 +224,11 @@ def clip_by_norm(grads: Nested, max_norm: Any, *, ord: float = 2, axis: int | tu
     >>> print(clip_by_norm(np.array([[3.0, 4.0], [0.3, 0.4]]), 1.0, axis=1))
     [[0.6 0.8]
      [0.3 0.4]]
+    >>> print(clip_by_norm({"w": np.array([3.0, 4.0]), "b": np.array([0.5])}, {"w": 1.0, "b": 0.1}))
+    {'w': array([0.6, 0.8]), 'b': array([0.1])}
     """
-    tree = Tree(grads, beside=(max_norm,))
-    clipped = _each_by_its_norm(tree, max_norm, ord, axis, tree.backend.scale, tree.backend.scale_slices)
-    return tree.rebuild(clipped)
+    tree = Tree(grads, beside=arguments.leaves(max_norm))
+    return tree.rebuild(tree.backend.scale_each(tree.arrays, *_each_by_its_norm(tree, max_norm, ord, axis)))
 
 
 def clip_by_norm_(grads: Nested, max_norm: Any, *, ord: float = 2, axis: int | tuple[int, ...] | None = None) -> None:
@@ -213,9 +252,146 @@ def clip_by_norm_(grads: Nested, max_norm: Any, *, ord: float = 2, axis: int | t
     >>> print(g)
     [0.6 0.8]
     """
-    tree = Tree(grads, in_place_of="clip_by_norm", beside=(max_norm,))
+    tree = Tree(grads, in_place_of="clip_by_norm", same_shape=axis is not None, beside=arguments.leaves(max_norm))
     with tree.writing():
-        _each_by_its_norm(tree, max_norm, ord, axis, tree.backend.scale_, tree.backend.scale_slices_)
+        tree.backend.scale_each_(tree.arrays, *_each_by_its_norm(tree, max_norm, ord, axis))
+
+
+def clip_by_block_rms(grads: Nested, threshold: Any) -> Nested:
+    """Scale every array by itself, so that the root mean square (RMS) of its elements is at most ``threshold``.
+
+    Adafactor clips its updates like this, which are divided by an estimate of their size, so that 1 is their usual RMS.
+    An array of N elements is clipped by its 2-norm to threshold·√N.
+
+    Parameters
+    ----------
+    grads : array or tree of arrays
+        As for `global_norm`.
+    threshold : float or 0-d array
+        The limit d ≥ 0 on the RMS, in the unit of the gradients. ``inf`` changes nothing.
+
+    Returns
+    -------
+    array or tree of arrays
+        New arrays of the same structure, shapes and dtypes. An array whose norm is not finite becomes NaN.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As for `clip_by_norm`.
+
+    See Also
+    --------
+    clip_by_norm : the same with a limit on the norm.
+
+    References
+    ----------
+    Shazeer and Stern, *Adafactor: adaptive learning rates with sublinear memory cost*, ICML 2018, section 6;
+    ``optax.clip_by_block_rms``.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> print(clip_by_block_rms([np.array([3.0, -3.0, 3.0, 3.0]), np.array([0.5])], 1.0))
+    [array([ 1., -1.,  1.,  1.]), array([0.5])]
+    """
+    tree = Tree(grads, beside=(threshold,))
+    return tree.rebuild(tree.backend.scale_each(tree.arrays, *_each_by_its_rms(tree, threshold)))
+
+
+def clip_by_block_rms_(grads: Nested, threshold: Any) -> None:
+    """`clip_by_block_rms` in place, for NumPy and PyTorch: all or nothing.
+
+    Parameters
+    ----------
+    grads, threshold
+        As for `clip_by_block_rms`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As for `clip_by_block_rms` and `clip_by_global_norm_`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> g = np.array([3.0, -3.0, 3.0, 3.0])
+    >>> clip_by_block_rms_(g, 1.0)
+    >>> print(g)
+    [ 1. -1.  1.  1.]
+    """
+    tree = Tree(grads, in_place_of="clip_by_block_rms", beside=(threshold,))
+    with tree.writing():
+        tree.backend.scale_each_(tree.arrays, *_each_by_its_rms(tree, threshold))
+
+
+def clip_per_example(grads: Nested, max_norm: Any, *, ord: float = 2) -> Clipped:
+    """Scale the gradient of each example by itself, so that its norm over all arrays is at most ``max_norm``.
+
+    The first step of differentially private training (DP-SGD). Adding up the clipped gradients, noise, and the account
+    of the privacy that is spent belong to a library made for it, such as Opacus.
+
+    Parameters
+    ----------
+    grads : array or tree of arrays
+        As for `global_norm`, but each array holds one gradient for each of B examples: its shape is (B, …), as
+        ``torch.func.vmap`` or ``jax.vmap`` of a gradient function gives it.
+    max_norm : float or 0-d array
+        The threshold c ≥ 0, as for `clip_by_global_norm`, for each example.
+    ord : float, default 2
+        The order of the norm.
+
+    Returns
+    -------
+    Clipped
+        ``grads``, new arrays of the same structure, shapes and dtypes, and ``norm``, of shape (B,), the norm of each
+        example before clipping. The gradient of an example whose norm is not finite becomes NaN; the others do not.
+
+    Raises
+    ------
+    TypeError
+        As for `clip_by_global_norm`.
+    ValueError
+        As for `clip_by_global_norm`; or there is no array, one has no axis or is sparse, or they differ in length.
+
+    References
+    ----------
+    Abadi, Chu, Goodfellow, McMahan, Mironov, Talwar and Zhang, *Deep learning with differential privacy*, CCS 2016,
+    algorithm 1.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> weights, biases = np.array([[3.0, 0.0], [0.3, 0.0]]), np.array([4.0, 0.4])  # of two examples
+    >>> (weights, biases), norm = clip_per_example([weights, biases], 1.0)
+    >>> print(norm, biases)
+    [5.  0.5] [0.8 0.4]
+
+    In PyTorch, for a loss of one example:
+
+    >>> import torch
+    >>> def loss(w, x):
+    ...     return (w @ x) ** 2 / 2
+    >>> w, batch = torch.tensor([1.0, 1.0]), torch.tensor([[3.0, 4.0], [1.0, 0.0]])
+    >>> per_example = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))(w, batch)
+    >>> clipped, norm = clip_per_example(per_example, 1.0)
+    >>> print(norm, clipped.sum(0))
+    tensor([35.,  1.]) tensor([1.6000, 0.8000])
+    """
+    tree = Tree(grads, beside=(max_norm,))
+    backend, max_norm, ord = tree.backend, arguments.threshold(max_norm, tree.backend), arguments.order(ord)
+    ndims = [len(array.shape) for array in tree.arrays]
+    if not ndims or tree.sparse or 0 in ndims:
+        raise ValueError("each gradient must be a dense array with a first axis that counts the examples")
+    for i, array in enumerate(tree.arrays):
+        if array.shape[0] != tree.arrays[0].shape[0]:
+            raise ValueError(
+                f"{tree.name(i)} holds {array.shape[0]} examples, {tree.name(0)} holds {tree.arrays[0].shape[0]}"
+            )
+    norms = backend.measure_each(tree.arrays, ord, [tuple(range(1, ndim)) for ndim in ndims])
+    norm = backend.join([Norm(*(backend.reshape(x, (-1,)) for x in each)) for each in norms], ord)
+    each = [Norm(*(backend.reshape(x, (-1, *(ndim - 1) * (1,))) for x in norm)) for ndim in ndims]
+    return Clipped(tree.rebuild(backend.scale_each(tree.arrays, each, [max_norm] * len(ndims))), norm.value)
 
 
 def clip_by_value(grads: Nested, limit: Any) -> Nested:
@@ -240,7 +416,7 @@ def clip_by_value(grads: Nested, limit: Any) -> Nested:
     TypeError
         As for `global_norm`; or a gradient is complex, or a limit is not a number.
     ValueError
-        A single limit is negative, a limit is NaN, or low > high.
+        A single limit is negative, a limit is NaN, low > high, or a gradient is sparse while 0 is not in it.
 
     References
     ----------
@@ -254,9 +430,9 @@ def clip_by_value(grads: Nested, limit: Any) -> Nested:
     >>> print(clip_by_value(np.array([3.0, -4.0, 0.5]), (-2.0, 1.0)))
     [ 1.  -2.   0.5]
     """
-    tree = Tree(grads, taken=REAL, beside=limit if isinstance(limit, (tuple, list)) else (limit,))
+    tree = Tree(grads, taken=REAL, beside=arguments.leaves(limit))
     low, high = arguments.limits(limit, tree)
-    return tree.rebuild([tree.backend.clamp(a, low, high) for a in tree.arrays])
+    return tree.rebuild(tree.backend.clamp(tree.arrays, low, high))
 
 
 def clip_by_value_(grads: Nested, limit: Any) -> None:
@@ -280,21 +456,26 @@ def clip_by_value_(grads: Nested, limit: Any) -> None:
     >>> print(g)
     [ 1.  -1.   0.5]
     """
-    beside = limit if isinstance(limit, (tuple, list)) else (limit,)
-    tree = Tree(grads, taken=REAL, in_place_of="clip_by_value", beside=beside)
+    tree = Tree(grads, taken=REAL, in_place_of="clip_by_value", beside=arguments.leaves(limit))
     low, high = arguments.limits(limit, tree)
     with tree.writing():
-        for a in tree.arrays:
-            tree.backend.clamp_(a, low, high)
+        tree.backend.clamp_(tree.arrays, low, high)
 
 
 def clip_adaptive(
-    grads: Nested, params: Nested, clip_factor: float = 0.01, *, eps: float = 1e-3, unit_axis: int | None = None
+    grads: Nested,
+    params: Nested,
+    clip_factor: float = 0.01,
+    *,
+    eps: float = 1e-3,
+    unit_axis: int | None = None,
+    axis: int | tuple[int, ...] | None = None,
 ) -> Nested:
     """Scale each unit's gradient so that its norm is at most ``clip_factor`` times the norm of the unit's weights.
 
     Adaptive gradient clipping (AGC): with G and W the gradient and the weights of one unit (the weights that lead to
-    one output), G becomes r·max(‖W‖, eps)·G/‖G‖ where ‖G‖ > r·max(‖W‖, eps), and stays as it is elsewhere.
+    one output), G becomes r·max(‖W‖, eps)·G/‖G‖ where ‖G‖ > r·max(‖W‖, eps), and stays as it is elsewhere. The
+    limits are constants: no derivative goes through the weights.
 
     Parameters
     ----------
@@ -310,6 +491,9 @@ def clip_adaptive(
         The axis that counts the units. By default the framework's own: the first in PyTorch, whose weights have the
         shape (out, in, …), the last in NumPy, TensorFlow and JAX, where it is (…, in, out). Arrays with fewer than two
         axes are one unit.
+    axis : int or tuple of int, optional
+        Instead of ``unit_axis``, the axes that the norm of a unit runs over: (0, 1, 2) makes a unit of each kernel of
+        shape (height, width, in) in an array (height, width, in, heads, out).
 
     Returns
     -------
@@ -321,8 +505,8 @@ def clip_adaptive(
     TypeError
         As for `global_norm`, for either tree; or a factor is not a number.
     ValueError
-        ``clip_factor`` or ``eps`` is negative or NaN; the trees differ in structure or in a shape; or an array has no
-        such axis.
+        ``clip_factor`` or ``eps`` is negative or NaN; the trees differ in structure or in a shape; an array has no such
+        axis; or both ``unit_axis`` and ``axis`` are given.
 
     References
     ----------
@@ -338,19 +522,24 @@ def clip_adaptive(
      [0.4  0.08]]
     """
     tree = Tree(grads, beside=(clip_factor, eps))
-    backend = tree.backend
-    clipped = _each_by_its_weights(tree, params, clip_factor, eps, unit_axis, backend.scale_slices)
-    return tree.rebuild(clipped)
+    norms, limits = _each_by_its_weights(tree, params, clip_factor, eps, unit_axis, axis)
+    return tree.rebuild(tree.backend.scale_each(tree.arrays, norms, limits))
 
 
 def clip_adaptive_(
-    grads: Nested, params: Nested, clip_factor: float = 0.01, *, eps: float = 1e-3, unit_axis: int | None = None
+    grads: Nested,
+    params: Nested,
+    clip_factor: float = 0.01,
+    *,
+    eps: float = 1e-3,
+    unit_axis: int | None = None,
+    axis: int | tuple[int, ...] | None = None,
 ) -> None:
     """`clip_adaptive` in place, for NumPy and PyTorch: all or nothing.
 
     Parameters
     ----------
-    grads, params, clip_factor, eps, unit_axis
+    grads, params, clip_factor, eps, unit_axis, axis
         As for `clip_adaptive`; only ``grads`` is written to.
 
     Raises
@@ -366,9 +555,10 @@ def clip_adaptive_(
     >>> print(g)
     [0.6 0.8]
     """
-    tree = Tree(grads, in_place_of="clip_adaptive", beside=(clip_factor, eps))
+    tree = Tree(grads, in_place_of="clip_adaptive", same_shape=True, beside=(clip_factor, eps))
     with tree.writing():
-        _each_by_its_weights(tree, params, clip_factor, eps, unit_axis, tree.backend.scale_slices_)
+        norms, limits = _each_by_its_weights(tree, params, clip_factor, eps, unit_axis, axis)
+        tree.backend.scale_each_(tree.arrays, norms, limits)
 
 
 # What the public functions share --------------------------------------------------------------------------------------
@@ -388,7 +578,9 @@ def _measure(tree: Tree, ord: float, norm: Any, nonfinite: str) -> Any:
         number = arguments.value_of(norm, backend, "norm")
         if number is not None and number < 0:  # NaN may be a norm
             raise ValueError(f"norm must be ≥ 0, got {number}")
-        measured = backend.given(norm, tree.arrays)
+        measured = backend.given(
+            arguments.array_of(norm, backend) if backend_of(norm) is backend else norm, tree.arrays
+        )
     # The exact norm of finite gradients is finite, though it may not fit the dtype of the returned one.
     if nonfinite == "raise" and not isfinite(float(measured.mantissa)):
         names = [tree.name(i) for i, array in enumerate(tree.arrays) if not backend.all_finite(array)]
@@ -396,43 +588,40 @@ def _measure(tree: Tree, ord: float, norm: Any, nonfinite: str) -> Any:
     return measured
 
 
-def _each_by_its_norm(tree: Tree, max_norm: Any, ord: float, axis: Any, scale: Any, scale_slices: Any) -> list[Any]:
-    backend, max_norm, ord = tree.backend, arguments.threshold(max_norm, tree.backend), arguments.order(ord)
-    if axis is None:
-        scaled = [scale([a], backend.measure([a], ord), max_norm, "nan") for a in tree.arrays]
-        return [only for result in scaled for only in result or ()]
-    for i, (array, _) in tree.sparse.items():
-        if backend.sparse_axes(array) > 1:
+def _each_by_its_norm(tree: Tree, max_norm: Any, ord: float, axis: Any) -> tuple[list[Norm], list[Any]]:
+    """The norm of each array, or those of its slices, and the limits on them."""
+    ord = arguments.order(ord)
+    for i, (array, _) in tree.sparse.items() if axis is not None else ():
+        if tree.backend.sparse_axes(array) > 1:
             raise ValueError(f"{tree.name(i)} is sparse along several axes; clip it without axis")
-    axes = [arguments.axes(axis, tree, i) for i in range(len(tree.arrays))]
-    pairs = zip(tree.arrays, axes, strict=True)
-    return [scale_slices(a, backend.slice_norms(a, ord, its), max_norm) for a, its in pairs]
+    axes = [None if axis is None else arguments.axes(axis, tree, i) for i in range(len(tree.arrays))]
+    limits = arguments.thresholds(max_norm, tree, axes)
+    return tree.backend.measure_each(tree.arrays, ord, axes), limits
+
+
+def _each_by_its_rms(tree: Tree, threshold: Any) -> tuple[list[Norm], list[Any]]:
+    """The norm of each array, and the limit on it: that of an array of as many elements that have this RMS."""
+    threshold = arguments.nonnegative(threshold, tree.backend, "threshold", arguments.NEGATIVE)
+    shapes = [(tree.sparse[i][0] if i in tree.sparse else a).shape for i, a in enumerate(tree.arrays)]
+    limits = [threshold * prod(tuple(shape)) ** 0.5 for shape in shapes]
+    return tree.backend.measure_each(tree.arrays, 2, [None] * len(limits)), limits
 
 
 def _each_by_its_weights(
-    tree: Tree, params: Nested, clip_factor: Any, eps: Any, unit_axis: Any, scale_slices: Any
-) -> list[Any]:
+    tree: Tree, params: Nested, clip_factor: Any, eps: Any, unit_axis: Any, axis: Any
+) -> tuple[list[Norm], list[Norm]]:
+    """The norms of the gradients of each array's units, and the limits that their weights set."""
     backend = tree.backend
     clip_factor = arguments.nonnegative(
         clip_factor, backend, "clip_factor", "a negative factor would flip the update's sign"
     )
     eps = arguments.nonnegative(eps, backend, "eps", "it stands for a norm")
-    limits = []
-    for i, (array, weights) in enumerate(zip(tree.arrays, weights_of(tree, params), strict=True)):
-        ndim = len(weights.shape)
-        (unit,) = (
-            arguments.axes(backend.UNIT_AXIS if unit_axis is None else unit_axis, tree, i) if ndim > 1 else (None,)
-        )
-        axes = tuple(axis for axis in range(ndim) if axis != unit)
-        norms = backend.slice_norms(weights, 2, axes)
-        if hasattr(backend, "unit_limits"):
-            limit = backend.unit_limits([norms], clip_factor, eps)[0]
-            if i in tree.sparse and unit == 0:
-                limit = type(limit)(*(backend.rows_of(part, tree.sparse[i][1]) for part in limit))
-            limits.append((array, axes, limit))
-            continue
-        limit = clip_factor * backend.at_least(norms.value, eps)
-        if i in tree.sparse and unit == 0:
-            limit = backend.rows_of(limit, tree.sparse[i][1])
-        limits.append((array, axes, limit))
-    return [scale_slices(array, backend.slice_norms(array, 2, axes), limit) for array, axes, limit in limits]
+    weights = [backend.constant(w) for w in weights_of(tree, params)]
+    axes: list[Any] = [arguments.unit_axes(unit_axis, axis, tree, i, len(w.shape)) for i, w in enumerate(weights)]
+    limits = backend.unit_limits(backend.measure_each(weights, 2, axes), clip_factor, eps)
+    for i, (_, coalesced) in tree.sparse.items():
+        if (
+            axes[i] is not None and 0 not in axes[i]
+        ):  # each row is a unit, or holds several: a sparse gradient has some of the rows
+            limits[i] = Norm(*(backend.rows_of(x, coalesced) for x in limits[i]))
+    return backend.measure_each(tree.arrays, 2, axes), limits

@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from . import arguments, rules
+from . import rules
 from .backends import tensorflow as backend
 
 __all__ = ["clip_by_global_norm", "clip_by_norm", "clip_by_value", "global_norm"]
@@ -61,9 +61,9 @@ def clip_by_norm(t: Tensor, clip_norm: Any, axes: Any = None, name: str | None =
     Raises
     ------
     TypeError
-        ``t`` has another dtype, or ``clip_norm`` is not a number.
+        ``t`` has another dtype, or ``clip_norm`` is not a number or cannot be broadcast to the norms.
     ValueError
-        ``clip_norm`` is negative or NaN, or cannot be broadcast to the norms; ``t`` has no such axis; or ``axes`` is
+        ``clip_norm`` is negative or NaN; ``t`` has no such axis; or ``axes`` is
         not known while a graph is built.
 
     References
@@ -79,18 +79,10 @@ def clip_by_norm(t: Tensor, clip_norm: Any, axes: Any = None, name: str | None =
     """
     with tf.name_scope(name or "clip_by_norm"):
         t, axis = _tensor(t), _axes(axes)
-        if _is_number(clip_norm):
-            return rules.clip_by_norm(t, clip_norm, axis=axis)
-        if isinstance(t, tf.IndexedSlices):
-            raise ValueError("clip_norm must be one number where t is a tf.IndexedSlices")
-        tree = rules.Tree(t)
-        limit = _limit(clip_norm, "clip_norm", tf.float64)
-        if backend.known(limit) and not bool(tf.reduce_all(limit >= 0)):
-            raise ValueError(f"clip_norm must be ≥ 0, got {clip_norm} (a negative threshold would flip the update)")
-        every = tuple(range(t.shape.rank)) if axis is None else arguments.axes(axis, tree, 0)
-        norms = backend.slice_norms(t, 2, every)
-        _check_broadcast(limit, norms.value, "clip_norm", "the norms")
-        return backend.scale_slices(t, norms, limit)
+        if not _is_number(clip_norm):
+            clip_norm = _limit(clip_norm, "clip_norm", tf.float64)
+            axis = tuple(range(t.shape.rank)) if axis is None else axis
+        return rules.clip_by_norm(t, clip_norm, axis=axis)
 
 
 def clip_by_global_norm(
@@ -190,12 +182,12 @@ def clip_by_value(t: Tensor, clip_value_min: Any, clip_value_max: Any, name: str
         low = _limit(clip_value_min, "clip_value_min", t.dtype)
         high = _limit(clip_value_max, "clip_value_max", t.dtype)
         for limit, what in ((low, "clip_value_min"), (high, "clip_value_max")):
-            _check_broadcast(limit, t, what, "t")
+            _check_broadcast(limit, t, what)
             if backend.known(limit) and limit.dtype.is_floating and bool(tf.reduce_any(tf.math.is_nan(limit))):
                 raise ValueError(f"{what} must not be NaN")
         if backend.known(low) and backend.known(high) and bool(tf.reduce_any(low > high)):
             raise ValueError(f"clip_value_min must be ≤ clip_value_max, got {clip_value_min} and {clip_value_max}")
-        return backend.clamped(t, low, high)
+        return backend.clamp_within(t, low, high)
 
 
 def global_norm(t_list: Sequence[Tensor | None], name: str | None = None) -> Tensor:
@@ -271,11 +263,11 @@ def _limit(limit: Any, what: str, dtype: tf.DType) -> Tensor:
     return tf.cast(limit, dtype)
 
 
-def _check_broadcast(limit: Tensor, x: Tensor, what: str, of: str) -> None:
+def _check_broadcast(limit: Tensor, x: Tensor, what: str) -> None:
     """A limit must not make the result larger than what it limits."""
     try:
         fits = x.shape.is_compatible_with(tf.broadcast_static_shape(limit.shape, x.shape))
     except ValueError:
         fits = False
     if not fits:
-        raise ValueError(f"{what} of shape {limit.shape} cannot be broadcast to {of}, of shape {x.shape}")
+        raise ValueError(f"{what} of shape {limit.shape} cannot be broadcast to t, of shape {x.shape}")

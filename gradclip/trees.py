@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from .backends import BY_TYPE, TAKEN, Backend, backend_of
+from . import memory
+from .backends import BY_TYPE, TAKEN, Backend, advice, backend_of
 
 Nested = Any  # one array, or any nesting of list, tuple, named tuple and dict of arrays and None
 
@@ -20,20 +21,41 @@ class Tree:
     """
 
     def __init__(
-        self, tree: Nested, *, taken: tuple[str, ...] = TAKEN, in_place_of: str = "", beside: Sequence[Any] = ()
+        self,
+        tree: Nested,
+        *,
+        taken: tuple[str, ...] = TAKEN,
+        in_place_of: str = "",
+        same_shape: bool = False,
+        beside: Sequence[Any] = (),
     ) -> None:
         self.arrays: list[Any] = []
         self.structure = _map(self._take, tree)
         self.backend = _backend_of_all(self.arrays, self.structure, taken, beside)
         self.places: Sequence[int] = range(len(self.arrays))  # of the arrays, among those of the structure
         if in_place_of:
-            _check_writable(self, in_place_of)
-            if len({id(a) for a in self.arrays}) < len(self.arrays):  # an array listed twice is one array
-                self.places = list({id(a): i for i, a in enumerate(self.arrays)}.values())
-                self.arrays = [self.arrays[i] for i in self.places]
+            self._check_writable(in_place_of, same_shape)
         self.sparse = {i: (a, self.backend.coalesce(a)) for i, a in enumerate(self.arrays) if self.backend.is_sparse(a)}
         for i, (_, coalesced) in self.sparse.items():
             self.arrays[i] = self.backend.sparse_values(coalesced)
+
+    def _check_writable(self, functional: str, same_shape: bool) -> None:
+        """Makes sure that every array can be written to, and that each place in memory is written to once."""
+        backend = self.backend
+        if not hasattr(backend, "scale_"):
+            raise TypeError(
+                f"{backend.NAME} arrays cannot be written to: use {functional}, without underscore, "
+                "which makes new ones"
+            )
+        for i, array in enumerate(self.arrays):
+            if reason := backend.why_not_writable(array):
+                raise TypeError(f"{self.name(i)} {reason}; nothing has been clipped")
+        if not backend.apart(self.arrays):
+            if backend.is_traced(self.arrays):  # an array listed twice is one array
+                self.places = list({id(a): i for i, a in enumerate(self.arrays)}.values())
+            else:
+                self.places = memory.distinct([backend.layout(a) for a in self.arrays], self.name, same_shape)
+            self.arrays = [self.arrays[i] for i in self.places]
 
     def _take(self, leaf: Any) -> Any:
         if leaf is not None:
@@ -44,10 +66,10 @@ class Tree:
         """How the caller would write the array i."""
         return _name(self.structure, self.places[i])
 
-    def rebuild(self, arrays: Sequence[Any]) -> Nested:
-        """The tree with new arrays in the place of its own."""
+    def rebuild(self, arrays: Sequence[Any], *, dense: bool = False) -> Nested:
+        """The tree with new arrays in the place of its own; those of sparse ones are their values, or ``dense``."""
         arrays = list(arrays)
-        for i, (_, coalesced) in self.sparse.items():
+        for i, (_, coalesced) in self.sparse.items() if not dense else ():
             arrays[i] = self.backend.with_values(coalesced, arrays[i])
         new = iter(arrays)
         return _map(lambda leaf: None if leaf is None else next(new), self.structure)
@@ -110,7 +132,7 @@ def _backend_of_all(arrays: Sequence[Any], tree: Nested, taken: tuple[str, ...],
         if backend is None:
             raise TypeError(
                 f"{_name(tree, i)} is of type {type(array).__name__}; gradclip takes arrays of NumPy, PyTorch, "
-                "TensorFlow or JAX, and lists, tuples, named tuples and dicts of them"
+                f"TensorFlow or JAX, and lists, tuples, named tuples and dicts of them{advice(array)}"
             )
         shared = shared or backend
         if backend is not shared:
@@ -125,27 +147,21 @@ def _backend_of_all(arrays: Sequence[Any], tree: Nested, taken: tuple[str, ...],
     return shared or next(filter(None, map(backend_of, (*beside, np.float32(0)))))
 
 
-def _check_writable(tree: Tree, functional: str) -> None:
-    backend = tree.backend
-    if not hasattr(backend, "scale_"):
-        raise TypeError(
-            f"{backend.NAME} arrays cannot be written to: use {functional}, without underscore, which makes new ones"
-        )
-    for i, array in enumerate(tree.arrays):
-        if reason := backend.why_not_writable(array):
-            raise TypeError(f"{tree.name(i)} {reason}; nothing has been clipped")
+def matching(tree: Tree, other: Nested, name: str) -> list[Any]:
+    """The leaves of another tree of the same structure, as they go with a tree's arrays."""
+    other = _map(lambda leaf: leaf, other)
+    leaves = _leaves(other)
+    own = _leaves(tree.structure)
+    if [path for path, _ in leaves] != [path for path, _ in own]:
+        raise ValueError(f"{name} must have the structure of grads: the same containers, keys and lengths")
+    present = [leaf for (_, leaf), (_, array) in zip(leaves, own, strict=True) if array is not None]
+    return [present[i] for i in tree.places]
 
 
 def weights_of(tree: Tree, params: Nested) -> list[Any]:
     """The parameters that have a gradient, in the order of a tree's arrays."""
-    params = _map(lambda leaf: leaf, params)
-    found = _leaves(params)
-    if [name for name, _ in found] != [name for name, _ in _leaves(tree.structure)]:
-        raise ValueError("params must have the structure of grads: the same containers, keys and lengths")
-    have_gradients = [leaf is not None for _, leaf in _leaves(tree.structure)]
-    weights = [leaf for (_, leaf), has in zip(found, have_gradients, strict=True) if has]
+    weights = matching(tree, params, "params")
     backend = _backend_of_all(weights, tree.structure, TAKEN)
-    weights = [weights[i] for i in tree.places]
     if tree.arrays and backend is not tree.backend:
         raise TypeError(f"params are {backend.NAME} arrays, the gradients {tree.backend.NAME} ones")
     for i, array in enumerate(tree.arrays):

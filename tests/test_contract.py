@@ -275,7 +275,18 @@ def test_rule_5_bad_thresholds_are_refused(system, clip):
     for bad in (-1.0, -1, -INF, NAN, np.float32(-1), np.array(-1.0), system.array(-1.0), system.array(NAN)):
         with pytest.raises(ValueError, match="must be ≥ 0, got"):
             clip(g, bad)
-    for bad in (True, False, "1", None, 1j, np.bool_(True), [1.0, 2.0, 3.0], {}, system.array([1.0]), np.array(True)):
+    for bad in (
+        True,
+        False,
+        "1",
+        None,
+        1j,
+        np.bool_(True),
+        [1.0, 2.0, 3.0],
+        {},
+        system.array([1.0, 2.0]),
+        np.array(True),
+    ):
         with pytest.raises((TypeError, ValueError), match=r"must be a number|pair"):
             clip(g, bad)
 

@@ -1,36 +1,59 @@
 """One file per framework, each the same small set of functions on flat lists of arrays.
 
 Read one from top to bottom, then put another beside it: the same names, in the same order, in that framework's idiom.
+
+The clipping rule, which each of them states once, in `_factors`: with n a norm and c its limit, an array stays as it
+is, bit for bit, where n ≤ c or c = ∞; it is multiplied by c/n where n > c; and it becomes NaN where n is not finite
+or c is not a number above or at 0. The norm and the limit are compared as the caller would compare them, in the dtype
+of the norm that is returned; where that has overflowed although n is finite, by their exact ratio.
 """
 
-import sys
-from typing import Any
+import importlib
+from typing import Any, NamedTuple
 
 REAL = ("float16", "bfloat16", "float32", "float64")
 TAKEN = (*REAL, "complex64", "complex128")
+TINY = 2.0**-126  # the smallest normal float32; a factor below it would have few bits left, or none
 
 Backend = Any  # one of the modules of this package
 BY_TYPE: dict[type, Backend] = {}  # the backend of each type of object seen so far, None for what is no array
+BACKENDS = {"numpy": "numpy", "torch": "torch", "tensorflow": "tensorflow", "jax": "jax", "jaxlib": "jax"}
+
+
+class Norm(NamedTuple):
+    """A norm or a limit on one: ``value``, as it is returned, and mantissa·scale, which holds where value overflows."""
+
+    value: Any
+    mantissa: Any
+    scale: Any
 
 
 def backend_of(x: object) -> Backend:
-    """The backend that takes x, or None. A framework that was never imported can have made no array."""
+    """The backend that takes x, or None.
+
+    The type of an array tells which package made it, so that no framework is imported, nor looked for, before an array
+    of it is seen.
+    """
     kind = type(x)
     if kind not in BY_TYPE:
-        from . import numpy
-
-        candidates: list[Backend] = [numpy]
-        if "torch" in sys.modules:
-            from . import torch
-
-            candidates.append(torch)
-        if "tensorflow" in sys.modules:
-            from . import tensorflow
-
-            candidates.append(tensorflow)
-        if "jax" in sys.modules:
-            from . import jax
-
-            candidates.append(jax)
+        packages = [base.__module__.partition(".")[0] for base in kind.__mro__]
+        names = dict.fromkeys(BACKENDS[p] for p in packages if p in BACKENDS)
+        candidates = [importlib.import_module(f"{__name__}.{name}") for name in names]
         BY_TYPE[kind] = next((backend for backend in candidates if backend.is_array(x)), None)
     return BY_TYPE[kind]
+
+
+def advice(x: object) -> str:
+    """What to pass instead of x, if it holds an array that could be passed: the end of an error message."""
+    packages = {base.__module__.partition(".")[0] for base in type(x).__mro__}
+    if "keras" in packages and hasattr(x, "value"):
+        return "; pass its .value"
+    if type(x).__name__ == "MaskedArray":
+        return "; pass x.filled(0), in which masked elements do not count"
+    if type(x).__name__ == "MaskedTensor":
+        return "; pass x.to_tensor(0), in which masked elements do not count"
+    if "numpy" in packages and hasattr(x, "__array__"):
+        return "; pass numpy.asarray(x) if nothing of what it adds to an array matters here"
+    if "torch" in packages and hasattr(x, "as_subclass"):
+        return "; pass x.as_subclass(torch.Tensor) if nothing of what it adds to a tensor matters here"
+    return ""

@@ -2,28 +2,21 @@
 
 import functools
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from . import TINY, Norm
+
 NAME = "JAX"
 CHUNK = 1 << 14  # smaller arrays are joined
-TINY = 2.0**-126  # the smallest normal float32
 INF = float("inf")
 NAN = float("nan")
 UNIT_AXIS = -1  # of a weight of shape (…, in, out)
 
 Array = Any  # jax.Array
-
-
-class Norm(NamedTuple):
-    """A norm: ``value`` as it is returned, and the exact one, mantissa·scale, which ``value`` may be too narrow for."""
-
-    value: Array
-    mantissa: Array
-    scale: Array
 
 
 # What rules.py asks about an array ------------------------------------------------------------------------------------
@@ -41,11 +34,20 @@ def dtype_name(dtype: Any) -> str:
 def host_value(x: Array) -> float | None:
     """The value of a 0-d array where the host can read it without waiting, else None."""
     known = not is_traced([x]) and all(device.platform == "cpu" for device in x.devices())
-    return float(x) if known else None
+    return float(jnp.min(x)) if known and x.size else None
 
 
 def is_traced(arrays: Sequence[Array]) -> bool:
     return any(isinstance(a, jax.core.Tracer) for a in arrays)
+
+
+def constant(x: Array) -> Array:
+    """x, without a derivative."""
+    return jax.lax.stop_gradient(x)
+
+
+def reshape(x: Array, shape: tuple[int, ...]) -> Array:
+    return jnp.reshape(x, shape)
 
 
 def all_finite(x: Array) -> bool:
@@ -157,6 +159,32 @@ def _power_norm(moduli: Array, ord: float, axis: Any, keepdims: bool) -> Array:
     return jnp.where(total > 0, jnp.minimum(norm, np.finfo(norm.dtype).max), 0.0)
 
 
+def measure_each(arrays: Sequence[Array], ord: float, axes: Sequence[tuple[int, ...] | None]) -> list[Norm]:
+    """Of each array its own norm or, along its axes, the norms of its slices."""
+    pairs = zip(arrays, axes, strict=True)
+    return [measure([a], ord) if axis is None else slice_norms(a, ord, axis) for a, axis in pairs]
+
+
+def join(norms: Sequence[Norm], ord: float) -> Norm:
+    """The norms of vectors that were measured in parts, from the norms of the parts."""
+    dtype = jnp.result_type(*(n.value for n in norms))
+    mantissa, scale = (jnp.stack(column).astype(dtype) for column in list(zip(*norms, strict=True))[1:])
+    largest = _usable(jnp.max(jnp.where(mantissa > 0, scale, 0.0), 0))
+    finite = jnp.isfinite(mantissa)
+    joined = _power_norm(jnp.where(finite, mantissa, 0.0) * (scale / largest), ord, 0, False)
+    return _norm(jnp.where(finite.all(0), joined, jnp.max(mantissa, 0)), largest)
+
+
+def unit_limits(norms: Sequence[Norm], clip_factor: Any, eps: Any) -> list[Norm]:
+    """The limits r·max(‖W‖, eps) on the gradients of units, given the norms of the units' weights W."""
+    limits = []
+    for value, mantissa, scale in norms:
+        small = value <= eps
+        mantissa, scale = jnp.where(small, eps * clip_factor, mantissa * clip_factor), jnp.where(small, 1.0, scale)
+        limits.append(_norm(mantissa.astype(value.dtype), scale.astype(value.dtype)))
+    return limits
+
+
 # Clipping by a norm ---------------------------------------------------------------------------------------------------
 
 
@@ -177,10 +205,20 @@ def _scale(arrays: Sequence[Array], norm: Norm, max_norm: Array, nonfinite: str)
     return [jnp.where(bad, 0, a) for a in clipped] if nonfinite == "zero" else clipped
 
 
-def _factors(norm: Norm, max_norm: Array) -> tuple[tuple[Array, Array], Array]:
+def scale_each(arrays: Sequence[Array], norms: Sequence[Norm], limits: Sequence[Any]) -> list[Array]:
+    """The arrays, or their slices, each clipped to its own limit, given their norms."""
+    return [
+        scale([a], n, c, "nan")[0] if n.value.ndim == 0 and not isinstance(c, Norm) else scale_slices(a, n, c)
+        for a, n, c in zip(arrays, norms, limits, strict=True)
+    ]
+
+
+def _factors(norm: Norm, max_norm: Any) -> tuple[tuple[Array, Array], Array]:
     """What to multiply and then divide by, and whether the norm is not finite and counts."""
-    c, n, s = max_norm, norm.mantissa, norm.scale
-    keep = (norm.value <= c) | (c == INF)
+    limit = max_norm if isinstance(max_norm, Norm) else Norm(max_norm, max_norm, 1.0)
+    c, n, s = limit.mantissa, norm.mantissa, norm.scale / limit.scale
+    below = jnp.where(jnp.isinf(norm.value) & jnp.isfinite(n), c / n / s >= 1, norm.value <= limit.value)
+    keep = below | (c == INF)
     bad = ~keep & ~jnp.isfinite(n)
     n = jnp.where(keep | bad, 1.0, n)  # where the branch not taken divides by zero, its derivative would be NaN
     ratio = jnp.where(keep, 1.0, jnp.where((c >= 0) & ~bad, c / n / s, NAN))
@@ -211,21 +249,17 @@ def slice_norms(x: Array, ord: float, axis: tuple[int, ...]) -> Norm:
 
 def scale_slices(x: Array, norm: Norm, limit: Any) -> Array:
     """x with each slice clipped to its limit, given the norms of the slices."""
-    return _scale_slices(x, norm, _scalar(limit, norm.value.dtype))
+    return _scale_slices(x, norm, limit if isinstance(limit, Norm) else _scalar(limit, norm.value.dtype))
 
 
 @jax.jit
-def _scale_slices(x: Array, norm: Norm, limit: Array) -> Array:
+def _scale_slices(x: Array, norm: Norm, limit: Any) -> Array:
     return _times(x, *_factors(norm, limit)[0])
-
-
-def at_least(x: Array, floor: float) -> Array:
-    return jnp.maximum(x, floor)
 
 
 # Clipping by value ----------------------------------------------------------------------------------------------------
 
 
-def clamp(x: Array, low: Any, high: Any) -> Array:
-    """x with each element moved into [low, high]; NaN stays."""
-    return jnp.clip(x, _scalar(low, x.dtype), _scalar(high, x.dtype))
+def clamp(arrays: Sequence[Array], low: Any, high: Any) -> list[Array]:
+    """The arrays with each element moved into [low, high]; NaN stays."""
+    return [jnp.clip(a, _scalar(low, a.dtype), _scalar(high, a.dtype)) for a in arrays]

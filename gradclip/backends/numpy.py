@@ -1,37 +1,35 @@
 """NumPy: everything is on the host, so a plain ``if`` decides whether anything is written at all."""
 
-import contextlib
 import functools
+import itertools
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
+from typing import Any
 
 import numpy as np
+
+from ..memory import Layout
+from . import TINY, Norm
 
 NAME = "NumPy"
 BLOCK = 1024  # elements whose squares are summed in their own precision; blocks are joined in float64
 CHUNK = 1 << 16  # elements handled at a time: they stay in the cache from one operation to the next
-TINY = 2.0**-126  # the smallest normal float32
-WIDE = {np.dtype(np.float64), np.dtype(np.complex128)}
+PORTION = 1 << 20  # elements that one thread takes at a time
+SHARED = 1 << 22  # elements; from here on, several threads read and write them sooner than one
 MAX = float(np.finfo(np.float64).max)
 UNIT_AXIS = -1  # of a weight of shape (…, in, out)
 
 Array = Any  # a NumPy array or scalar of one of the dtypes that rules.py takes
 
 
-class Norm(NamedTuple):
-    """A norm: ``value`` as it is returned, and the exact one, mantissa·scale, which ``value`` may be too narrow for."""
-
-    value: Any
-    mantissa: Any
-    scale: Any
-
-
 # What rules.py asks about an array ------------------------------------------------------------------------------------
 
 
 def is_array(x: object) -> bool:
-    return isinstance(x, (np.ndarray, np.generic))
+    """Other subclasses than np.memmap add something to an array, such as a mask or a unit, which we do not know."""
+    return type(x) in (np.ndarray, np.memmap) or isinstance(x, np.generic)
 
 
 @functools.cache
@@ -40,8 +38,8 @@ def dtype_name(dtype: Any) -> str:
 
 
 def host_value(x: Array) -> float | None:
-    """The value of a 0-d array where the host can read it without waiting, else None."""
-    return float(x)
+    """The least element of an array where the host can read it without waiting, else None."""
+    return float(x.min()) if x.size else None
 
 
 def is_traced(arrays: Sequence[Array]) -> bool:
@@ -53,12 +51,31 @@ def why_not_writable(x: Array) -> str | None:
         return "is a NumPy scalar, which nothing can be written to"
     if not x.flags.writeable:
         return "is read-only"
-    if 0 in x.strides and any(stride == 0 and n > 1 for stride, n in zip(x.strides, x.shape, strict=True)):
+    if not x.flags.forc and layout(x).overlaps_itself():
         return "is broadcast: several of its elements share one place in memory"
     return None
 
 
-writing = contextlib.nullcontext  # the context in which rules.py writes in place
+def apart(arrays: Sequence[Array]) -> bool:
+    """Whether a quick look tells that no two arrays share memory: each has memory that NumPy got for it alone."""
+    owners = [a if a.base is None else a.base for a in arrays]
+    return len({id(o) for o in owners}) == len(owners) and all(type(o) is np.ndarray and o.base is None for o in owners)
+
+
+def layout(x: Array) -> Layout:
+    return Layout(x.__array_interface__["data"][0], x.dtype, x.itemsize, x.shape, x.strides)
+
+
+def constant(x: Array) -> Array:
+    """x, without a derivative."""
+    return x
+
+
+def reshape(x: Array, shape: tuple[int, ...]) -> Array:
+    return np.reshape(x, shape)
+
+
+writing = nullcontext  # the context in which rules.py writes in place
 
 
 def all_finite(x: Array) -> bool:
@@ -74,17 +91,18 @@ def is_sparse(x: Array) -> bool:
 
 def measure(arrays: Sequence[Array], ord: float) -> Norm:
     """The norm of all arrays joined."""
+    if ord == 2:
+        squares, lost = 0.0, 0.0
+        for dtype, group in _by_dtype(arrays).items():
+            parts = [p for a in group for p in _parts(a)]
+            size = sum(p.size for p in parts)
+            work = functools.partial(_sum_squares, dtype=_accumulator(dtype))
+            squares += sum(_in_threads(work, parts, size))
+            # A square below the smallest normal number may be lost; the sum must be so large that it would not count.
+            lost += size * (2.0**-1022 if _is_wide(dtype) else TINY)
+        if lost * 2**22 <= squares < math.inf:
+            return _norm(arrays, math.sqrt(squares), 1.0)
     with np.errstate(all="ignore"):
-        if ord == 2:
-            squares, lost = 0.0, 0.0
-            for dtype, its in _by_dtype(arrays).items():
-                parts = [p for a in its for p in _parts(a)] if dtype.kind == "c" else its
-                for batch in _batches(parts, _accumulator(dtype)):
-                    squares += _sum_of_squares(batch)
-                    # A square below the smallest normal number is lost. That must not be felt in the sum.
-                    lost += batch.size * (2.0**-1022 if dtype in WIDE else 2.0**-126)
-            if lost * 2**22 <= squares < math.inf:
-                return _norm(arrays, math.sqrt(squares), 1.0)
         peak = _peak(arrays)
         if not 0 < peak < math.inf:
             return _norm(arrays, peak, 1.0)
@@ -99,9 +117,29 @@ def given(norm: Any, arrays: Sequence[Array]) -> Norm:
     return _norm(arrays, float(norm), 1.0)
 
 
+def measure_each(arrays: Sequence[Array], ord: float, axes: Sequence[tuple[int, ...] | None]) -> list[Norm]:
+    """Of each array its own norm or, along its axes, the norms of its slices."""
+    return [
+        measure([a], ord) if axis is None else slice_norms(a, ord, axis) for a, axis in zip(arrays, axes, strict=True)
+    ]
+
+
+def join(norms: Sequence[Norm], ord: float) -> Norm:
+    """The norms of vectors that were measured in parts, from the norms of the parts."""
+    mantissa, scale = (np.stack(column) for column in list(zip(*norms, strict=True))[1:])
+    with np.errstate(all="ignore"):
+        largest = np.where(mantissa > 0, scale, 0.0).max(0)
+        largest = np.where(largest > 0, largest, 1.0)
+        parts = mantissa * (scale / largest)
+        joined = parts.max(0) if ord == math.inf else (parts**ord).sum(0) ** (1 / ord)
+        joined = np.where(np.isfinite(mantissa).all(0), np.minimum(joined, MAX), joined)
+        value = (joined * largest).astype(np.result_type(*(n.value for n in norms)))
+    return Norm(value, joined, largest)
+
+
 def _norm(arrays: Sequence[Array], mantissa: float, scale: float) -> Norm:
-    wide = any(a.dtype in WIDE for a in arrays)
-    return Norm(_as(np.float64(0) if wide else np.float32(0), mantissa * scale), mantissa, scale)
+    wide = any(_is_wide(a.dtype) for a in arrays)
+    return Norm(_as(np.float64 if wide else np.float32, mantissa * scale), mantissa, scale)
 
 
 def _by_dtype(arrays: Sequence[Array]) -> dict[Any, list[Array]]:
@@ -111,14 +149,59 @@ def _by_dtype(arrays: Sequence[Array]) -> dict[Any, list[Array]]:
     return groups
 
 
+def _is_wide(dtype: Any) -> bool:
+    """Whether its numbers are of double precision, in whichever order their bytes are."""
+    return dtype_name(dtype) in ("float64", "complex128")
+
+
 def _accumulator(dtype: Any) -> Any:
     """The dtype of the norm of arrays of this dtype."""
-    return np.float64 if dtype in WIDE else np.float32
+    return np.float64 if _is_wide(dtype) else np.float32
 
 
 def _parts(x: Array) -> tuple[Array, ...]:
     """x itself if it is real, else its real and its imaginary part."""
     return (x.real, x.imag) if x.dtype.kind == "c" else (x,)
+
+
+def _in_threads(work: Callable[[Any], Any], arrays: Sequence[Any], size: int) -> list[Any]:
+    """What work makes of arrays, or of rows that begin with one, in portions. NumPy holds no lock while it calculates.
+
+    The portions do not depend on the number of threads, and so neither does a sum over them.
+    """
+    if size < SHARED:
+        return [work(arrays)]
+    from concurrent.futures import ThreadPoolExecutor
+
+    portions: list[list[Any]] = [[]]
+    taken = 0
+    for piece in itertools.chain.from_iterable(map(_pieces, arrays)):
+        if taken >= PORTION:
+            portions.append([])
+            taken = 0
+        portions[-1].append(piece)
+        taken += (piece[0] if isinstance(piece, tuple) else piece).size
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        return list(pool.map(work, portions))
+
+
+def _pieces(row: Any) -> Iterator[Any]:
+    """An array in flat pieces, if it is large and lies in one piece of memory; or a row of arrays and their factors."""
+    like = [x for x in row if isinstance(x, np.ndarray)] if isinstance(row, tuple) else [row]
+    contiguous = all(a.flags.c_contiguous for a in like) or all(a.flags.f_contiguous for a in like)
+    per_slice = isinstance(row, tuple) and any(f.ndim for f, _ in row[-1])
+    if like[0].size <= PORTION or not contiguous or per_slice:
+        yield row
+        return
+    flat = [a.reshape(-1, order="A") for a in like]
+    for i in range(0, like[0].size, PORTION):
+        pieces = [f[i : i + PORTION] for f in flat]
+        yield (*pieces, row[-1]) if isinstance(row, tuple) else pieces[0]
+
+
+def _sum_squares(arrays: Sequence[Array], dtype: Any) -> float:
+    with np.errstate(all="ignore"):
+        return sum(_sum_of_squares(batch) for batch in _batches(arrays, dtype))
 
 
 def _batches(arrays: Iterable[Array], dtype: Any) -> Iterator[Array]:
@@ -162,55 +245,6 @@ def _moduli(arrays: Sequence[Array], peak: float) -> Iterator[Array]:
             yield np.abs(batch / peak)
 
 
-# Clipping by a norm ---------------------------------------------------------------------------------------------------
-
-
-def scale(arrays: Sequence[Array], norm: Norm, max_norm: Any, nonfinite: str) -> list[Array]:
-    """The arrays clipped to max_norm, given their norm."""
-    out = [np.empty_like(a) for a in arrays]
-    _scale(arrays, out, norm, float(max_norm), nonfinite)
-    return out
-
-
-def scale_(arrays: Sequence[Array], norm: Norm, max_norm: Any, nonfinite: str) -> None:
-    """The same in place. Where nothing is clipped, nothing is written."""
-    _scale(arrays, arrays, norm, float(max_norm), nonfinite)
-
-
-def _scale(arrays: Sequence[Array], out: Sequence[Array], norm: Norm, max_norm: float, nonfinite: str) -> None:
-    finite = math.isfinite(norm.mantissa)
-    if max_norm == math.inf or norm.value <= _as(norm.value, max_norm) or (not finite and nonfinite == "keep"):
-        if out is not arrays:
-            for a, o in zip(arrays, out, strict=True):
-                o[...] = a
-    elif not finite:
-        for o in out:
-            o[...] = 0.0 if nonfinite == "zero" else math.nan
-    else:
-        factor = max_norm / norm.mantissa / norm.scale
-        if max_norm > 0 and factor < TINY:  # too small for float32: multiply twice by its root
-            factor = math.sqrt(max_norm / norm.mantissa) / math.sqrt(norm.scale)
-            arrays = _multiply(arrays, factor, out)
-        _multiply(arrays, factor, out)
-
-
-def _multiply(arrays: Sequence[Array], factor: Any, out: Sequence[Array]) -> Sequence[Array]:
-    factors = {dtype: np.asarray(factor, dtype) for dtype in (np.float32, np.float64)}
-    with np.errstate(under="ignore"):
-        for a, o in zip(arrays, out, strict=True):
-            np.multiply(a, factors[_accumulator(a.dtype)], o)
-    return out
-
-
-def _as(like: Any, number: float) -> Any:
-    """A number in the dtype of ``like``, infinite if it does not fit."""
-    with np.errstate(over="ignore", under="ignore"):
-        return like.dtype.type(number)
-
-
-# Clipping each slice by its own norm ----------------------------------------------------------------------------------
-
-
 def slice_norms(x: Array, ord: float, axis: tuple[int, ...]) -> Norm:
     """The norms of the slices of x along axis, whose lengths become 1."""
     shape = tuple(1 if i in axis else n for i, n in enumerate(x.shape))
@@ -242,46 +276,133 @@ def _slabs(shape: tuple[int, ...], axis: tuple[int, ...]) -> Iterator[tuple[slic
         yield (slice(None),) * longest + (slice(start, start + step),)
 
 
-def scale_slices(x: Array, norm: Norm, limit: Any) -> Array:
-    """x with each slice clipped to its limit, given the norms of the slices."""
-    out = np.empty_like(x)
-    _scale_slices(x, out, norm, limit)
+def unit_limits(norms: Sequence[Norm], clip_factor: Any, eps: Any) -> list[Norm]:
+    """The limits r·max(‖W‖, eps) on the gradients of units, given the norms of the units' weights W."""
+    clip_factor, eps = (np.asarray(x, np.float64) for x in (clip_factor, eps))
+    limits = []
+    with np.errstate(all="ignore"):
+        for _, mantissa, scale in norms:
+            small = mantissa * scale <= eps
+            mantissa, scale = np.where(small, eps, mantissa) * clip_factor, np.where(small, 1.0, scale)
+            limits.append(Norm(mantissa * scale, mantissa, scale))
+    return limits
+
+
+# Clipping by a norm ---------------------------------------------------------------------------------------------------
+
+
+def scale(arrays: Sequence[Array], norm: Norm, max_norm: Any, nonfinite: str) -> list[Array]:
+    """The arrays clipped to max_norm, given their norm."""
+    return _new(arrays, _scale, norm, max_norm, nonfinite)
+
+
+def scale_(arrays: Sequence[Array], norm: Norm, max_norm: Any, nonfinite: str) -> None:
+    """The same in place. Where nothing is clipped, nothing is written."""
+    _scale(arrays, arrays, norm, max_norm, nonfinite)
+
+
+def scale_each(arrays: Sequence[Array], norms: Sequence[Norm], limits: Sequence[Any]) -> list[Array]:
+    """The arrays, or their slices, each clipped to its own limit, given their norms."""
+    return _new(arrays, _scale_each, norms, limits)
+
+
+def scale_each_(arrays: Sequence[Array], norms: Sequence[Norm], limits: Sequence[Any]) -> None:
+    """The same in place. Where nothing is clipped, nothing is written."""
+    _scale_each(arrays, arrays, norms, limits)
+
+
+def _new(arrays: Sequence[Array], clip: Callable[..., None], *arguments: Any) -> list[Array]:
+    """New arrays, which what is clipped is written to."""
+    out = [np.empty_like(a) for a in arrays]
+    clip(arrays, out, *arguments)
     return out
 
 
-def scale_slices_(x: Array, norm: Norm, limit: Any) -> None:
-    """The same in place. Where nothing is clipped, nothing is written."""
-    _scale_slices(x, x, norm, limit)
+def _scale(arrays: Sequence[Array], out: Sequence[Array], norm: Norm, max_norm: Any, nonfinite: str) -> None:
+    factors = _factors(norm, max_norm)
+    if math.isnan(factors[0]) and nonfinite == "keep":
+        factors = np.ones(()), np.ones(())
+    elif math.isnan(factors[0]) and nonfinite == "zero":
+        for o in out:
+            o[...] = 0.0
+        return
+    _multiply(arrays, out, [factors] * len(arrays))
 
 
-def _scale_slices(x: Array, out: Array, norm: Norm, limit: Any) -> None:
+def _scale_each(arrays: Sequence[Array], out: Sequence[Array], norms: Sequence[Norm], limits: Sequence[Any]) -> None:
+    _multiply(arrays, out, [_factors(norm, limit) for norm, limit in zip(norms, limits, strict=True)])
+
+
+def _factors(norm: Norm, limit: Any) -> tuple[Any, Any]:
+    """The clipping rule: what to multiply by. There are two factors, since c/n may be too small for one float64."""
+    limit = limit if isinstance(limit, Norm) else Norm(limit, limit, 1.0)
+    c = Norm(*(np.asarray(x, np.float64) for x in limit))
     with np.errstate(all="ignore"):
-        kept = (norm.value <= np.asarray(limit, norm.value.dtype)) | (np.asarray(limit) == math.inf)
-        ratio = limit / norm.mantissa / norm.scale
-        factor = np.where(kept, 1.0, np.where(np.isfinite(norm.mantissa), ratio, math.nan))
-        tiny = (factor < TINY) & (np.asarray(limit) > 0)
-        if tiny.any():
-            root = np.sqrt(limit / norm.mantissa) / np.sqrt(norm.scale)
-            factor = np.where(tiny, root, factor)
-            (x,) = _multiply([x], np.where(tiny, root, 1.0), [out])
-    if kept.all():
-        if out is not x:
-            out[...] = x
-    else:
-        _multiply([x], factor, [out])
+        ratio, unit = np.divide(c.mantissa, norm.mantissa), np.divide(c.scale, norm.scale)
+        below = norm.value <= c.value.astype(norm.value.dtype)
+        kept = np.where(np.isinf(norm.value), ratio * unit >= 1, below) | (c.mantissa == math.inf)
+        factor = np.where(kept, 1.0, np.where(np.isfinite(norm.mantissa), ratio * unit, math.nan))
+        tiny = (factor < 2.0**-1022) & (ratio > 0)
+        root = np.sqrt(ratio) * np.sqrt(unit)
+        return np.where(tiny, root, factor), np.where(tiny, root, 1.0)
 
 
-def at_least(x: Array, floor: float) -> Array:
-    return np.maximum(x, _as(x, floor))
+def _multiply(arrays: Sequence[Array], out: Sequence[Array], factors: Sequence[tuple[Any, Any]]) -> None:
+    """out = arrays·factors. Whatever can fail is done before the first array is written to."""
+    in_precision: dict[tuple[int, Any], Any] = {}
+    planned = []
+    for a, o, both in zip(arrays, out, factors, strict=True):
+        key = id(both), a.dtype
+        if key not in in_precision:
+            in_precision[key] = _in_precision(a.dtype, *both)
+        if in_precision[key] or o is not a:
+            planned.append((a, o, in_precision[key]))
+    _in_threads(_write, planned, sum(a.size for a, _, _ in planned))
+
+
+def _in_precision(dtype: Any, first: Array, second: Array) -> list[tuple[Array, Any]]:
+    """The factors other than 1, each with the dtype to multiply in. An element is rounded once to its own dtype."""
+    needed = [f for f in (first, second) if (f != 1).any()]
+    if _is_wide(dtype):
+        return [(f, dtype.newbyteorder("=")) for f in needed]
+    factor = first * second
+    if ((factor > 0) & (factor < TINY)).any():  # too small for float32
+        return [(factor, np.complex128 if dtype.kind == "c" else np.float64)]
+    narrow = np.complex64 if dtype.kind == "c" else np.float32
+    return [(np.asarray(factor, np.float32), narrow)] if needed else []
+
+
+def _write(portion: Sequence[tuple[Array, Array, list[tuple[Array, Any]]]]) -> None:
+    with np.errstate(all="ignore"):
+        for a, o, multiply in portion:
+            if not multiply:
+                o[...] = a
+            for factor, dtype in multiply:
+                np.multiply(a, factor, out=o, dtype=dtype, casting="same_kind")
+                a = o
 
 
 # Clipping by value ----------------------------------------------------------------------------------------------------
 
 
-def clamp(x: Array, low: Any, high: Any) -> Array:
-    """x with each element moved into [low, high]; NaN stays."""
-    return np.clip(x, _as(x, float(low)), _as(x, float(high)), out=np.empty_like(x))
+def clamp(arrays: Sequence[Array], low: Any, high: Any) -> list[Array]:
+    """The arrays with each element moved into [low, high]; NaN stays."""
+    return _new(arrays, _clamp, low, high)
 
 
-def clamp_(x: Array, low: Any, high: Any) -> None:
-    np.clip(x, _as(x, float(low)), _as(x, float(high)), out=x)
+def clamp_(arrays: Sequence[Array], low: Any, high: Any) -> None:
+    """The same in place."""
+    _clamp(arrays, arrays, low, high)
+
+
+def _clamp(arrays: Sequence[Array], out: Sequence[Array], low: Any, high: Any) -> None:
+    limits = {dtype: [_as(dtype.type, x) for x in (low, high)] for dtype in {a.dtype for a in arrays}}
+    with np.errstate(all="ignore"):
+        for a, o in zip(arrays, out, strict=True):
+            np.clip(a, *limits[a.dtype], out=o)
+
+
+def _as(dtype: Any, number: Any) -> Any:
+    """A number in another dtype, infinite if it does not fit."""
+    with np.errstate(all="ignore"):
+        return dtype(float(number))

@@ -2,30 +2,23 @@
 
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import tensorflow as tf
 from tensorflow.python.ops import control_flow_util
+
+from . import TINY, Norm
 
 NAME = "TensorFlow"
 BLOCK = 512  # elements whose squares are summed in their own precision; blocks are joined in float64
 CHUNK = 1 << 18  # smaller arrays are joined: TensorFlow spends microseconds on each operation
 JOINED = 1 << 22  # as long as this many elements hold them, for joining copies them
-TINY = 2.0**-126  # the smallest normal float32
 MAX = tf.float64.max
 INF = float("inf")
 NAN = float("nan")
 UNIT_AXIS = -1  # of a weight of shape (…, in, out)
 
 Array = Any  # tf.Tensor, tf.Variable or tf.IndexedSlices
-
-
-class Norm(NamedTuple):
-    """A norm or a limit on one: ``value``, as it is returned, and mantissa·scale, which holds where value overflows."""
-
-    value: Array
-    mantissa: Array
-    scale: Array
 
 
 # What rules.py asks about an array ------------------------------------------------------------------------------------
@@ -41,7 +34,9 @@ def dtype_name(dtype: tf.DType) -> str:
 
 def host_value(x: Array) -> float | None:
     """The value of a 0-d array where the host can read it without waiting, else None."""
-    return float(x) if known(x) else None
+    if not known(x) or not tf.size(x):
+        return None
+    return float(tf.convert_to_tensor(x).numpy().min())  # which is NaN if there is one; tf.reduce_min may pass it over
 
 
 def known(x: Array) -> bool:
@@ -51,6 +46,15 @@ def known(x: Array) -> bool:
 
 def is_traced(arrays: Sequence[Array]) -> bool:
     return not tf.executing_eagerly()
+
+
+def constant(x: Array) -> Array:
+    """x, without a derivative."""
+    return tf.stop_gradient(x)
+
+
+def reshape(x: Array, shape: tuple[int, ...]) -> Array:
+    return tf.reshape(x, shape)
 
 
 def all_finite(x: Array) -> bool:
@@ -129,11 +133,6 @@ def given(norm: Any, arrays: Sequence[Array]) -> Norm:
     return _norm(arrays, _scalar(norm, tf.float64), tf.ones((), tf.float64))
 
 
-def _exact(number: Array) -> Norm:
-    """A number in float64, which needs no scale."""
-    return Norm(number, number, tf.ones((), tf.float64))
-
-
 def _norm(arrays: Sequence[Array], mantissa: Array, scale: Array) -> Norm:
     wide = any(_accumulator(a) == tf.float64 for a in arrays)
     return Norm(tf.cast(mantissa * scale, tf.float64 if wide else tf.float32), mantissa, scale)
@@ -141,7 +140,9 @@ def _norm(arrays: Sequence[Array], mantissa: Array, scale: Array) -> Norm:
 
 def _scalar(x: Any, dtype: tf.DType) -> Array:
     """A number or 0-d array as one of this dtype; a number that went through float32 would lose digits."""
-    return tf.cast(x if tf.is_tensor(x) else tf.constant(x, tf.float64), dtype)
+    if not tf.is_tensor(x):
+        x = tf.constant(x, tf.float64)
+    return tf.cast(tf.reshape(x, ()) if x.shape.rank is None else x, dtype)
 
 
 def _accumulator(x: Array) -> tf.DType:
@@ -245,6 +246,35 @@ def _power_norm(moduli: Array, ord: float, axis: Sequence[int], keepdims: bool) 
     return tf.where(total > 0, tf.minimum(tf.where(total > 0, total, 1.0) ** (1 / ord), MAX), 0.0)
 
 
+def measure_each(arrays: Sequence[Array], ord: float, axes: Sequence[tuple[int, ...] | None]) -> list[Norm]:
+    """Of each array its own norm or, along its axes, the norms of its slices."""
+    pairs = zip(arrays, axes, strict=True)
+    return [measure([a], ord) if axis is None else slice_norms(a, ord, axis) for a, axis in pairs]
+
+
+def join(norms: Sequence[Norm], ord: float) -> Norm:
+    """The norms of vectors that were measured in parts, from the norms of the parts."""
+    mantissa, scale = (tf.stack(column) for column in list(zip(*norms, strict=True))[1:])
+    largest = _usable(tf.reduce_max(tf.where(mantissa > 0, scale, 0.0), 0))
+    finite = tf.math.is_finite(mantissa)
+    joined = _power_norm(tf.where(finite, mantissa, 0.0) * (scale / largest), ord, [0], False)
+    joined = tf.where(tf.reduce_all(finite, 0), joined, tf.reduce_sum(tf.where(finite, 0.0, mantissa), 0))
+    wide = tf.float64 if any(n.value.dtype == tf.float64 for n in norms) else tf.float32
+    return Norm(tf.cast(joined * largest, wide), joined, largest)
+
+
+def unit_limits(norms: Sequence[Norm], clip_factor: Any, eps: Any) -> list[Norm]:
+    """The limits r·max(‖W‖, eps) on the gradients of units, given the norms of the units' weights W."""
+    clip_factor, eps = _scalar(clip_factor, tf.float64), _scalar(eps, tf.float64)
+    limits = []
+    for _, mantissa, scale in norms:
+        small = mantissa * scale <= eps
+        mantissa = tf.where(small, eps, mantissa) * clip_factor
+        scale = tf.where(small, tf.ones_like(scale), scale)
+        limits.append(Norm(mantissa * scale, mantissa, scale))
+    return limits
+
+
 # Clipping by a norm ---------------------------------------------------------------------------------------------------
 
 
@@ -267,9 +297,18 @@ def scale(arrays: Sequence[Array], norm: Norm, max_norm: Any, nonfinite: str) ->
     return [by_place[i] for i in range(len(arrays))]
 
 
+def scale_each(arrays: Sequence[Array], norms: Sequence[Norm], limits: Sequence[Any]) -> list[Array]:
+    """The arrays, or their slices, each clipped to its own limit, given their norms."""
+    return [
+        scale([a], n, c, "nan")[0] if n.value.shape.rank == 0 and not isinstance(c, Norm) else scale_slices(a, n, c)
+        for a, n, c in zip(arrays, norms, limits, strict=True)
+    ]
+
+
 def _factors(norm: Norm, limit: Any) -> tuple[tuple[Array, Array], Array]:
     """The clipping rule: what to multiply and then divide by; and where the norm is not finite, so that it is NaN."""
-    c = limit if isinstance(limit, Norm) else _exact(_scalar(limit, tf.float64))
+    given = limit if isinstance(limit, Norm) else Norm(limit, limit, 1.0)
+    c = Norm(*(_scalar(x, tf.float64) for x in given))
     one, nan = tf.ones((), tf.float64), tf.cast(NAN, tf.float64)
     finite = tf.math.is_finite(norm.mantissa)
     # Where the branch not taken divides by zero, its derivative would be NaN.
@@ -322,27 +361,15 @@ def scale_slices(x: Array, norm: Norm, limit: Any) -> Array:
     return tf.where(_is_one(factor, divisor), x, _times([x], factor, divisor)[0])
 
 
-def unit_limits(norms: Sequence[Norm], clip_factor: Any, eps: Any) -> list[Norm]:
-    """The limits r·max(‖W‖, eps) on the gradients of units, given the norms of the units' weights W."""
-    r, least = _scalar(clip_factor, tf.float64), _scalar(eps, tf.float64)
-    limits = []
-    for value, mantissa, scale in norms:
-        small = mantissa * scale <= least
-        mantissa = r * tf.where(small, least, mantissa)
-        scale = tf.where(small, tf.ones((), tf.float64), scale)
-        limits.append(Norm(tf.cast(mantissa * scale, value.dtype), mantissa, scale))
-    return limits
-
-
 # Clipping by value ----------------------------------------------------------------------------------------------------
 
 
-def clamp(x: Array, low: Any, high: Any) -> Array:
-    """x with each element moved into [low, high]; NaN stays."""
-    return clamped(x, _scalar(low, x.dtype), _scalar(high, x.dtype))
+def clamp(arrays: Sequence[Array], low: Any, high: Any) -> list[Array]:
+    """The arrays with each element moved into [low, high]; NaN stays."""
+    return [clamp_within(a, _scalar(low, a.dtype), _scalar(high, a.dtype)) for a in arrays]
 
 
-def clamped(x: Array, low: Array, high: Array) -> Array:
-    """The same with limits of any shape that can be broadcast to x."""
+def clamp_within(x: Array, low: Array, high: Array) -> Array:
+    """x with each element moved between limits of its dtype, which are broadcast to x."""
     # TensorFlow takes subnormal numbers for zeros in a minimum, so what lies inside passes it by.
     return tf.where((low < x) & (x < high), x, tf.maximum(tf.minimum(x, high), low))

@@ -2,43 +2,50 @@
 
 import functools
 import importlib.util
+import itertools
 import math
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from torch._utils import _flatten_dense_tensors
+from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
+from torch.autograd import forward_ad
+
+from ..memory import Layout
+from . import TINY, Norm
+from .torch_sharded import is_sharded as _sharded
+from .torch_sharded import local as _local
+from .torch_sharded import measure_shards
+from .torch_sharded import nowhere_empty as _nowhere_empty
+from .torch_sharded import shard_of as _shard_of
 
 NAME = "PyTorch"
 BLOCK = 512  # elements whose squares are summed in their own precision; blocks are joined in float64
 JOIN = 1 << 15  # elements; from here on PyTorch uses several threads, and waiting for them costs small arrays too much
 CHUNK = 1 << 18  # elements widened at a time
-TINY = 2.0**-126  # the smallest normal float32
 WIDE = (torch.float64, torch.complex128)
 HALF = (torch.float16, torch.bfloat16)
 MAX = torch.finfo(torch.float64).max
+CPU = torch.device("cpu")
 UNIT_AXIS = 0  # of a weight of shape (out, in, …)
 
 Array = Any  # torch.Tensor
-
-
-class Norm(NamedTuple):
-    """A norm: ``value`` as it is returned, and the exact one, mantissa·scale, which ``value`` may be too narrow for.
-
-    Mantissa and scale are numbers where the host knows them, else float64 tensors.
-    """
-
-    value: Array
-    mantissa: Any
-    scale: Any
 
 
 # What rules.py asks about an array ------------------------------------------------------------------------------------
 
 
 def is_array(x: object) -> bool:
-    return isinstance(x, torch.Tensor)
+    """A subclass that changes what operations do is taken if it is PyTorch's own, as DTensor is, and does clip."""
+    kind: Any = type(x)
+    if not isinstance(x, torch.Tensor) or kind.__name__ == "MaskedTensor":
+        return False
+    changes = kind.__torch_function__ != torch.Tensor.__torch_function__ or "__torch_dispatch__" in dir(kind)
+    return kind in _PLAIN or not changes or kind.__module__.startswith("torch.")
+
+
+_PLAIN = (torch.Tensor, torch.nn.Parameter)
 
 
 def dtype_name(dtype: torch.dtype) -> str:
@@ -46,8 +53,8 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 
 def host_value(x: Array) -> float | None:
-    """The value of a 0-d array where the host can read it without waiting, else None."""
-    return x.item() if _on_host([x]) else None
+    """The least element of an array where the host can read it without waiting, else None."""
+    return float(x.min()) if x.numel() and _on_host([x]) else None
 
 
 def is_traced(arrays: Sequence[Array]) -> bool:
@@ -55,17 +62,57 @@ def is_traced(arrays: Sequence[Array]) -> bool:
 
 
 def why_not_writable(x: Array) -> str | None:
-    if x.requires_grad and (x.is_leaf or isinstance(x, torch.nn.Parameter)):
+    if type(x) is not torch.Tensor and isinstance(x, torch.nn.Parameter):
         return "is a parameter: clipping it would change the weights; pass its .grad"
+    if x.requires_grad and x.is_leaf:
+        return (
+            "requires a derivative and is not calculated from anything, as a parameter: clipping that would change the "
+            "weights. Pass its .grad or, if it is a gradient, its .detach()"
+        )
+    if torch.compiler.is_compiling():
+        return None
     if x.is_inference() and not torch.is_inference_mode_enabled():
         return "was made in inference mode, and is read-only outside of it"
-    if (
-        x.layout is torch.strided
-        and not x.is_contiguous()
-        and any(stride == 0 and n > 1 for stride, n in zip(x.stride(), x.shape, strict=True))
-    ):
+    if x.layout is torch.strided and not x.is_contiguous() and layout(x).overlaps_itself():
         return "is expanded: several of its elements share one place in memory"
     return None
+
+
+def apart(arrays: Sequence[Array]) -> bool:
+    """Whether a quick look tells that no two arrays share memory: from the first to the last byte, no two meet."""
+    if torch.compiler.is_compiling():  # addresses are unknown, and arrays that meet are the compiler's business
+        return len({id(a) for a in arrays}) == len(arrays)
+    spans = []
+    for a in arrays:
+        if type(a) is torch.Tensor and a.layout is torch.strided and a.is_contiguous():
+            spans.append((a.data_ptr(), a.nbytes))
+        else:
+            start, stop = layout(a).extent
+            spans.append((start, stop - start))
+    spans.sort()
+    return all(start + size <= other for (start, size), (other, _) in itertools.pairwise(spans))
+
+
+def layout(x: Array) -> Layout:
+    x = _local(x)
+    x = x._values() if x.layout is torch.sparse_coo else x
+    if type(x) in _PLAIN:
+        step = x.element_size()
+        return Layout(x.data_ptr(), x.dtype, step, tuple(x.shape), tuple(step * stride for stride in x.stride()))
+    return Layout(id(x), x.dtype, 1, (1,), (1,))  # what a tracer stands in for has no place in memory
+
+
+def constant(x: Array) -> Array:
+    """x, without a derivative."""
+    return x.detach()
+
+
+reshape = torch.reshape
+
+
+def whole(x: Array) -> Array:
+    """A threshold or a norm that is a DTensor, as each rank can calculate with it."""
+    return x.full_tensor() if _sharded([x]) else x
 
 
 def all_finite(x: Array) -> bool:
@@ -75,14 +122,18 @@ def all_finite(x: Array) -> bool:
 
 
 def _on_host(arrays: Sequence[Any]) -> bool:
-    """Whether a branch on values is free: no device to wait for, no derivative to carry, nothing that traces."""
+    """Whether a branch on values is free: no device to wait for, no derivative to carry, nothing that traces or maps.
+
+    A derivative is carried by a graph (of a tensor that requires it), by a dual tensor, which lives within a level of
+    forward mode, or by a transform of torch.func. Modes see every operation but no branch, as tracers must.
+    """
     if torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None:
+        return False
+    if forward_ad._current_level >= 0 or torch._C._len_torch_dispatch_stack() or torch._C._get_tracing_state():
         return False
     no_grad = not torch.is_grad_enabled()
     return all(a.is_cpu and type(a) in _PLAIN and (no_grad or not a.requires_grad) for a in arrays)
 
-
-_PLAIN = (torch.Tensor, torch.nn.Parameter)
 
 writing = torch.no_grad  # the context in which rules.py writes in place
 
@@ -91,7 +142,9 @@ def _kernels(arrays: Sequence[Array]) -> Any:
     """The module of CUDA kernels, where arrays like these can use it: for no derivative, with nothing that traces."""
     if torch.compiler.is_compiling() or not arrays or not arrays[0].is_cuda:
         return None
-    if torch._C._functorch.peek_interpreter_stack() is not None:
+    if torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0:
+        return None
+    if torch._C._len_torch_dispatch_stack() or torch._C._get_tracing_state():
         return None
     if torch.is_grad_enabled() and any(a.requires_grad for a in arrays):
         return None
@@ -113,11 +166,12 @@ def _triton_kernels() -> Any:
 
 
 def is_sparse(x: Array) -> bool:
-    if x.layout is torch.strided:
+    if x.layout is torch.strided and not x.is_nested:
         return False
     if x.layout is torch.sparse_coo:
         return True
-    raise TypeError(f"an array has the layout {x.layout}; gradclip takes torch.strided and torch.sparse_coo")
+    kind = "is nested" if x.is_nested else f"has the layout {x.layout}"
+    raise TypeError(f"an array {kind}; gradclip takes arrays of torch.strided and torch.sparse_coo")
 
 
 def sparse_axes(x: Array) -> int:
@@ -158,28 +212,128 @@ def measure(arrays: Sequence[Array], ord: float) -> Norm:
     groups = _by_dtype(arrays)
     if ord == 2 and _on_host(arrays):
         norm, lost = 0.0, 0.0
-        for dtype, its in groups.items():
-            its_norm, size = _two_norm(its, _accumulator(dtype))
-            norm = math.hypot(norm, its_norm)
-            # A square below the smallest normal number is lost. That must not be felt in the sum.
-            lost += size * (2.0**-1022 if dtype in WIDE else 2.0**-126)
+        for dtype, group in groups.items():
+            norm_of_group, size = _two_norm(group, _accumulator(dtype))
+            norm = math.hypot(norm, norm_of_group)
+            # A square below the smallest normal number may be lost; the sum must be so large that it would not count.
+            lost += size * (2.0**-1022 if dtype in WIDE else TINY)
         if math.sqrt(lost) * 2**11 <= norm < math.inf:
             return _norm(arrays, norm, 1.0)
     if _sharded(arrays):
-        return _measure_shards(arrays, ord)
-    if ord == 2 and not any(dtype in WIDE for dtype in groups):  # float64 holds the square of every float32
-        return _norm(arrays, _join([torch.linalg.vector_norm(c) for c in _widened(arrays)], 2), 1.0)
-    peak = _join([p.abs().amax() for a in arrays for p in _parts(a) if p.numel()], math.inf).detach()
-    scale = torch.where((peak > 0) & torch.isfinite(peak), peak, 1.0)
-    norms = [torch.linalg.vector_norm(c / scale.to(c.device), ord) for c in _widened(arrays)]
-    return _norm(arrays, torch.where(torch.isfinite(peak), _join(norms, ord).clamp(max=MAX), peak), scale)
+        return _norm(arrays, *measure_shards(arrays, ord, lambda its, device: _pair(measure(its, ord), device)))
+    chunks = list(_chunks(arrays))
+    if not chunks:
+        return _norm(arrays, 0.0, 1.0)
+    device = chunks[0].device
+    if ord == 2 and not any(dtype in WIDE for dtype in groups) and not _saves(arrays):
+        # float64 holds the square of every float32, so that no scale is needed.
+        return _norm(arrays, _root(sum(_powers(c, None, 2).to(device) for c in chunks), 2), 1.0)
+    peak = torch.stack([_peak(c).to(device) for c in chunks]).amax()
+    scale = _usable(peak)
+    powers = torch.stack([_powers(c, scale.to(c.device), ord).to(device) for c in chunks])
+    whole = powers.amax() if ord == math.inf else _root(powers.sum(), ord)
+    return _norm(arrays, torch.where(torch.isfinite(peak), whole.clamp(max=MAX), peak), scale)
 
 
 def given(norm: Any, arrays: Sequence[Array]) -> Norm:
     """A norm that the caller has measured."""
-    if _sharded([norm]):
-        norm = norm.full_tensor()
     return _norm(arrays, norm.to(torch.float64) if isinstance(norm, torch.Tensor) else float(norm), 1.0)
+
+
+def measure_each(arrays: Sequence[Array], ord: float, axes: Sequence[tuple[int, ...] | None]) -> list[Norm]:
+    """Of each array its own norm or, along its axes, the norms of its slices."""
+    norms: dict[int, Norm] = {}
+    alike: dict[Any, list[int]] = {}
+    for i, (a, axis) in enumerate(zip(arrays, axes, strict=True)):
+        if a.numel() < JOIN and a.ndim and _on_host([a]):  # a thousand calls would take longer than what they do
+            alike.setdefault((a.shape, a.dtype, axis), []).append(i)
+        else:
+            norms[i] = measure([a], ord) if axis is None else slice_norms(a, ord, axis)
+    for (shape, _, axis), places in alike.items():
+        step = max(1, JOIN // max(1, shape.numel()))
+        for start in range(0, len(places), step):
+            batch = places[start : start + step]
+            joined = torch.stack([arrays[i] for i in batch])
+            along = range(len(shape)) if axis is None else axis
+            columns = slice_norms(joined, ord, tuple(i + 1 for i in along))
+            if axis is None:
+                columns = Norm(*(x.reshape(-1) for x in columns))
+            norms |= zip(batch, map(Norm, *(x.unbind() for x in columns)), strict=True)
+    return [norms[i] for i in range(len(arrays))]
+
+
+def join(norms: Sequence[Norm], ord: float) -> Norm:
+    """The norms of vectors that were measured in parts, from the norms of the parts."""
+    device = norms[0].value.device
+    mantissa, scale = (
+        torch.stack([_scalar(x, torch.float64, device) for x in column])
+        for column in list(zip(*norms, strict=True))[1:]
+    )
+    largest = _usable(torch.where(mantissa > 0, scale, 0.0).amax(0))
+    norm = (
+        _root(_powers(mantissa, largest, ord, (0,)), ord)[0]
+        if ord < math.inf
+        else (mantissa * (scale / largest)).amax(0)
+    )
+    wide = any(n.value.dtype == torch.float64 for n in norms)
+    return Norm((norm * largest).to(torch.float64 if wide else torch.float32), norm, largest)
+
+
+def slice_norms(x: Array, ord: float, axis: tuple[int, ...]) -> Norm:
+    """The norms of the slices of x along axis, whose lengths become 1."""
+    if _sharded([x]):  # to cut it would gather it on every rank
+        return _slice_norms(_nowhere_empty(x, axis), ord, axis)
+    kept = [i for i in range(x.ndim) if i not in axis]
+    if not kept or torch.compiler.is_compiling():
+        return _slice_norms(x, ord, axis)
+    longest = max(kept, key=lambda i: x.shape[i])  # cut there, so that little is widened at a time
+    step = max(1, CHUNK * x.shape[longest] // max(1, x.numel()))
+    slabs = [_slice_norms(slab, ord, axis) for slab in x.split(step, longest)]
+    return Norm(*(torch.cat(column, longest) for column in zip(*slabs, strict=True)))
+
+
+def _slice_norms(x: Array, ord: float, axis: tuple[int, ...]) -> Norm:
+    if not x.numel():
+        zeros = torch.zeros(
+            [1 if i in axis else n for i, n in enumerate(x.shape)], dtype=torch.float64, device=x.device
+        )
+        return Norm(zeros.to(_accumulator(x.dtype)), zeros, zeros + 1)
+    if ord == 2 and x.dtype not in WIDE and not x.is_complex() and _on_host([x]):
+        norm = _row_norms(x, axis)
+        if ((norm >= math.sqrt(TINY * x.numel()) * 2**11) & torch.isfinite(norm)).all():
+            return Norm(norm.to(_accumulator(x.dtype)), norm, torch.ones_like(norm))
+    peak = _peak(x, axis)
+    scale = _usable(peak)
+    norm = _powers(x, scale, ord, axis)
+    norm = norm if ord == math.inf else _root(norm, ord)
+    mantissa = torch.where(torch.isfinite(peak), norm.clamp(max=MAX), peak)
+    return Norm((mantissa * scale).to(_accumulator(x.dtype)), mantissa, scale)
+
+
+def _row_norms(x: Array, axis: tuple[int, ...]) -> Array:
+    """The 2-norms of slices in float64, the squares summed in float32, a block at a time."""
+    kept = [i for i in range(x.ndim) if i not in axis]
+    shape = [1 if i in axis else n for i, n in enumerate(x.shape)]
+    rows = x.permute(*kept, *axis).reshape(math.prod(shape), -1).to(torch.float32)
+    whole = rows.shape[1] - rows.shape[1] % BLOCK
+    blocks = torch.linalg.vector_norm(rows[:, :whole].unflatten(1, (-1, BLOCK)), dim=2)
+    rest = torch.linalg.vector_norm(rows[:, whole:], dim=1, keepdim=True)
+    return torch.linalg.vector_norm(torch.cat([blocks, rest], 1), dim=1, dtype=torch.float64).reshape(shape)
+
+
+def unit_limits(norms: Sequence[Norm], clip_factor: Any, eps: Any) -> list[Norm]:
+    """The limits r·max(‖W‖, eps) on the gradients of units, given the norms of the units' weights W."""
+    limits: list[Norm] = []
+    for run in _runs(norms):
+        joined, restore = _joined(norms[run])
+        for norm in joined:
+            device = norm.value.device
+            r, least, n, s = (_scalar(x, torch.float64, device) for x in (clip_factor, eps, *norm[1:]))
+            small = n * s <= least
+            n, s = torch.where(small, least, n) * r, torch.where(small, 1.0, s)
+            limit = Norm(n * s, n, s)
+            limits += map(Norm, *map(restore, limit)) if restore else [limit]
+    return limits
 
 
 def _norm(arrays: Sequence[Array], mantissa: Any, scale: Any) -> Norm:
@@ -187,7 +341,7 @@ def _norm(arrays: Sequence[Array], mantissa: Any, scale: Any) -> Norm:
     if tensors and _on_host([*arrays, *tensors]):
         mantissa, scale = float(mantissa), float(scale)
     dtype = torch.float64 if any(a.dtype in WIDE for a in arrays) else torch.float32
-    device = arrays[0].device if arrays else tensors[0].device if tensors else torch.device("cpu")
+    device = arrays[0].device if arrays else tensors[0].device if tensors else CPU
     return Norm(_scalar(mantissa * scale, dtype, device), mantissa, scale)
 
 
@@ -254,98 +408,50 @@ def _batches(arrays: Iterable[Array], dtype: torch.dtype) -> Iterator[Array]:
         yield _flatten_dense_tensors(small).to(dtype)
 
 
-def _widened(arrays: Sequence[Array]) -> Iterator[Array]:
-    """All elements in double precision, a chunk at a time; a compiler fuses the cast, and needs no chunks."""
+def _chunks(arrays: Sequence[Array]) -> Iterator[Array]:
+    """All elements, a chunk at a time, so that little is widened at once; a compiler fuses, and needs no chunks."""
     for a in arrays:
-        wide = torch.complex128 if a.is_complex() else torch.float64
-        chunks = (a,) if torch.compiler.is_compiling() else _flat(a).split(CHUNK)
-        yield from (chunk.to(wide) for chunk in chunks if chunk.numel())
+        if a.numel():
+            yield from (a,) if torch.compiler.is_compiling() else _flat(a).split(CHUNK)
 
 
-def _join(norms: Sequence[Array], ord: float) -> Array:
-    """The norm of norms, on the device of the first; 0 if there are none."""
-    if not norms:
-        return torch.zeros((), dtype=torch.float64)
-    device = norms[0].device
-    return torch.linalg.vector_norm(torch.stack([n.to(device, torch.float64) for n in norms]), ord)
+def _saves(arrays: Sequence[Array]) -> bool:
+    """Whether autograd keeps what it is given for the derivative: then float64 is twice as much as needed."""
+    return not torch.compiler.is_compiling() and torch.is_grad_enabled() and any(a.requires_grad for a in arrays)
 
 
-# Sharded arrays: DTensors, of which each rank holds a part ------------------------------------------------------------
+def _peak(x: Array, axis: tuple[int, ...] | None = None) -> Array:
+    """The largest absolute value of a real or imaginary part, in float64."""
+    along: Any = {} if axis is None else {"dim": axis, "keepdim": True}
+    largest = [p.detach().abs().amax(**along) for p in _parts(x)]
+    return functools.reduce(torch.maximum, largest).to(torch.float64)
 
 
-def _sharded(arrays: Sequence[Any]) -> bool:
-    """Whether there is a DTensor; only who has imported their module can have made one."""
-    module = sys.modules.get("torch.distributed.tensor")
-    return module is not None and any(isinstance(a, module.DTensor) for a in arrays)
+def _usable(peak: Array) -> Array:
+    """A scale to divide by: the peak, or 1 where that is zero or not finite."""
+    return torch.where((peak > 0) & torch.isfinite(peak), peak, 1.0)
 
 
-def _local(x: Array) -> Array:
-    """This rank's part."""
-    return x.to_local() if _sharded([x]) else x
+def _powers(x: Array, scale: Array | None, ord: float, axis: tuple[int, ...] | None = None) -> Array:
+    """Σ(|x|/scale)ᵖ, or the largest for p = ∞, in float64. Where x is 0, its derivatives are 0 and not NaN."""
+    along: Any = {} if axis is None else {"dim": axis, "keepdim": True}
+    wide = torch.float64 if scale is None or ord != 2 else _accumulator(x.dtype)
+    parts = [p.to(wide) if scale is None else p.to(wide) / scale.to(wide) for p in _parts(x)]
+    if ord == 2:
+        return sum(p.square().sum(dtype=torch.float64, **along) for p in parts)
+    moduli = parts[0] if len(parts) == 1 else torch.complex(*parts)
+    present = moduli != 0
+    moduli = torch.where(present, moduli, 1.0).abs()
+    if ord == math.inf:
+        return torch.where(present, moduli, 0.0).amax(**along)
+    return torch.where(present, moduli**ord, 0.0).sum(**along)
 
 
-def _shard_of(x: Array, local: Array) -> Array:
-    """An array like x, of which this is the rank's part."""
-    if not _sharded([x]):
-        return local
-    return type(x).from_local(local, x.device_mesh, x.placements, run_check=False, shape=x.shape, stride=x.stride())
-
-
-def _measure_shards(arrays: Sequence[Array], ord: float) -> Norm:
-    """The norm of the whole arrays, the same on every rank: all ranks learn of the parts' norms, and join them alike.
-
-    Along an axis of the mesh, an array is cut into parts or every rank holds the same; then only the first one counts.
-    All arrays of a mesh share one exchange: each rank adds its norms to zeros in its own place.
-    """
-    from torch.distributed.tensor import DTensor, Partial, Replicate
-
-    norms = [_pair(measure([a for a in arrays if not isinstance(a, DTensor)], ord), arrays[0].device)]
-    meshes: dict[Any, dict[tuple[bool, ...], list[Array]]] = {}
-    for a in arrays:
-        if isinstance(a, DTensor):
-            if any(p.is_partial() for p in a.placements):  # a sum that is still to be taken
-                a = a.redistribute(placements=[Replicate() if p.is_partial() else p for p in a.placements])
-            same = tuple(p.is_replicate() for p in a.placements)
-            meshes.setdefault(a.device_mesh, {}).setdefault(same, []).append(a.to_local())
-    for mesh, groups in meshes.items():
-        own = torch.stack([_pair(measure(its, ord), its[0].device) for its in groups.values()])
-        places = own.new_zeros(*mesh.shape, *own.shape)
-        if coordinate := mesh.get_coordinate():
-            places[tuple(coordinate)] = own
-        line = _one_axis(mesh)
-        every = DTensor.from_local(places, line, [Partial()] * line.ndim, run_check=False).full_tensor()
-        for i, same in enumerate(groups):
-            first = tuple(0 if its else slice(None) for its in same)
-            norms += every[(*first, ..., i, slice(None))].reshape(-1, 2)
-    mantissa, scale = torch.stack([n.to(arrays[0].device) for n in norms]).unbind(1)
-    largest = torch.where(mantissa > 0, scale, 0.0).amax()
-    largest = torch.where(largest > 0, largest, 1.0)
-    norm = torch.linalg.vector_norm(mantissa * (scale / largest), ord)
-    return _norm(arrays, torch.where(mantissa.isfinite().all(), norm.clamp(max=MAX), norm), largest)
-
-
-def _one_axis(mesh: Any) -> Any:
-    """The same ranks along one axis, for a sum over a mesh is an exchange for each axis.
-
-    The group of all ranks is there already. To make one of some, all ranks would have to take part: a mesh of several
-    axes that is not the whole world keeps them, unless its owner has flattened it, which PyTorch then finds.
-    """
-    if mesh.ndim == 1 or mesh.size() < torch.distributed.get_world_size():
-        return mesh
-    return type(mesh).from_group(torch.distributed.group.WORLD, mesh.device_type)
-
-
-def _nowhere_empty(x: Array, axis: tuple[int, ...]) -> Array:
-    """x so placed that each rank has elements along these axes, for nothing has no maximum."""
-    from torch.distributed.tensor import Replicate
-
-    ranks = [1] * x.ndim
-    for mesh_axis, its in enumerate(x.placements):
-        if its.is_shard():
-            ranks[its.dim] *= x.device_mesh.size(mesh_axis)
-    # Cut into k parts of equal size, rounded up, k² elements or more leave some for the last part.
-    short = [its.is_shard() and its.dim in axis and x.shape[its.dim] < ranks[its.dim] ** 2 for its in x.placements]
-    return x.redistribute(placements=[Replicate() if s else its for s, its in zip(short, x.placements, strict=True)])
+def _root(powers: Array, ord: float) -> Array:
+    """The norm whose powers add up to this, with a derivative of 0 at 0."""
+    present = powers != 0
+    powers = torch.where(present, powers, 1.0)
+    return torch.where(present, powers.sqrt() if ord == 2 else powers ** (1 / ord), 0.0)
 
 
 def _pair(norm: Norm, device: torch.device) -> Array:
@@ -360,7 +466,7 @@ def scale(arrays: Sequence[Array], norm: Norm, max_norm: Any, nonfinite: str) ->
     if _sharded(arrays):
         scaled = scale([_local(a) for a in arrays], norm, max_norm, nonfinite)
         return [_shard_of(a, s) for a, s in zip(arrays, scaled, strict=True)]
-    factors, zero = _factors(arrays, norm, max_norm, nonfinite)
+    factors, zero = _with_policy(_factors(norm, max_norm), nonfinite)
     scaled = [_times(a, factors) for a in arrays]
     return scaled if zero is None else [torch.where(zero.to(s.device), 0.0, s) for s in scaled]
 
@@ -369,126 +475,187 @@ def scale_(arrays: Sequence[Array], norm: Norm, max_norm: Any, nonfinite: str) -
     """The same in place. Where nothing is clipped, and the host or a kernel knows, nothing is written."""
     if (kernels := _kernels(arrays)) and kernels.scale_(arrays, norm, max_norm, nonfinite):
         return
-    factors, zero = _factors(arrays, norm, max_norm, nonfinite)
-    if all(isinstance(f, float) for f in factors):
-        for f in factors:
-            for dtype, its in _by_dtype(arrays).items():
-                # A 0-d tensor is faster than a number, and is not rounded to half precision before it multiplies.
-                torch._foreach_mul_(its, torch.tensor(f, dtype=_accumulator(dtype)))
-    elif _sharded(arrays):
-        return scale_([_local(a) for a in arrays], norm, max_norm, nonfinite)
+    arrays = [_local(a) for a in arrays] if _sharded(arrays) else arrays
+    factors, zero = _with_policy(_factors(norm, max_norm), nonfinite)
+    if zero is not None and (not _on_host([*arrays, zero]) or bool(zero)):
+        zeros = [zero.to(a.device) for a in arrays]
+        _multiply_(arrays, [factors] * len(arrays))
+        for a, z in zip(arrays, zeros, strict=True):
+            a.masked_fill_(z, 0.0)
     else:
-        for a in arrays:
-            _times_(a, factors)
-    if zero is not None:
-        for a in arrays:
-            a.masked_fill_(zero.to(a.device), 0.0)
+        _multiply_(arrays, [factors] * len(arrays))
 
 
-def _factors(arrays: Sequence[Array], norm: Norm, max_norm: Any, nonfinite: str) -> tuple[Sequence[Any], Any]:
-    """What to multiply by, one factor after the other, and, if not None, whether to set zeros instead."""
-    given = [max_norm] if isinstance(max_norm, torch.Tensor) else []
-    if not isinstance(norm.mantissa, float) or not _on_host([*arrays, *given]):
-        factors, bad = _tensor_factors(norm, max_norm)
-        if nonfinite == "keep":
-            return [torch.where(bad, 1.0, f) for f in factors], None
-        return factors, bad if nonfinite == "zero" else None
-    c, n, s = float(max_norm), norm.mantissa, norm.scale
-    if c == math.inf or norm.value <= _scalar(c, norm.value.dtype, norm.value.device):
-        return (), None
-    if not math.isfinite(n):
-        return ((math.nan,) if nonfinite == "nan" else ()), (torch.tensor(True) if nonfinite == "zero" else None)
-    if c == 0 or c / n / s >= TINY:
-        return (c / n / s,), None
-    return (math.sqrt(c / n) / math.sqrt(s),) * 2, None
+def scale_each(arrays: Sequence[Array], norms: Sequence[Norm], limits: Sequence[Any]) -> list[Array]:
+    """The arrays, or their slices, each clipped to its own limit, given their norms."""
+    clipped = []
+    for a, factors in zip(arrays, _factors_each(norms, limits), strict=True):
+        whole = _sharded(factors)  # the norms of slices are sharded as the slices are
+        clipped.append(_times(a, factors) if whole else _shard_of(a, _times(_local(a), factors)))
+    return clipped
 
 
-def _tensor_factors(norm: Norm, max_norm: Any) -> tuple[tuple[Array, Array], Array]:
-    """The same without a branch, for one norm or an array of them; and which of them are not finite and count."""
+def scale_each_(arrays: Sequence[Array], norms: Sequence[Norm], limits: Sequence[Any]) -> None:
+    """The same in place. Where nothing is clipped, and the host or a kernel knows, nothing is written."""
+    if (kernels := _kernels(arrays)) and all(n.value.ndim == 0 for n in norms) and not isinstance(limits[0], Norm):
+        left = [
+            i
+            for i, (a, n, c) in enumerate(zip(arrays, norms, limits, strict=True))
+            if not kernels.scale_([a], n, c, "nan")
+        ]
+        arrays, norms, limits = ([column[i] for i in left] for column in (arrays, norms, limits))
+    factors = _factors_each(norms, limits)
+    _multiply_([a if _sharded(f) else _local(a) for a, f in zip(arrays, factors, strict=True)], factors)
+
+
+def _factors(norm: Norm, limit: Any) -> tuple[tuple[Array, Array], Array]:
+    """The clipping rule: the two factors to multiply by, and where the norm is not finite although it is to be clipped.
+
+    The second factor is 1, unless c/n is too small for float32: then each of them is its root.
+    """
     device = norm.value.device
-    c, n, s = (_scalar(x, torch.float64, device) for x in (max_norm, norm.mantissa, norm.scale))
-    keep = (norm.value <= c.to(norm.value.dtype)) | (c == math.inf)
-    bad = ~keep & ~torch.isfinite(n)
-    n = torch.where(keep | bad, 1.0, n)  # where the branch not taken divides by zero, its derivative would be NaN
-    ratio = torch.where(keep, 1.0, torch.where((c >= 0) & ~bad, c / n / s, math.nan))
-    tiny = (ratio < TINY) & (c > 0)  # too small for float32: multiply twice by its root
-    root = torch.sqrt(torch.where(tiny, c / n, 1.0)) / torch.sqrt(s)
+    limit = limit if isinstance(limit, Norm) else Norm(limit, limit, 1.0)
+    n, s, c_value, c, c_scale = (_scalar(x, torch.float64, device) for x in (*norm[1:], *limit))
+    unit = c_scale / s
+    below = norm.value <= c_value.to(norm.value.dtype)
+    kept = torch.where(norm.value.isinf(), (c / n).detach() * unit >= 1, below) | (c == math.inf)
+    bad = ~kept & ~torch.isfinite(n)
+    n = torch.where(kept | bad, 1.0, n)  # where the branch not taken divides by zero, its derivative would be NaN
+    ratio = torch.where(kept, 1.0, torch.where((c >= 0) & ~bad, c / n * unit, math.nan))
+    tiny = (ratio < TINY) & (c > 0)
+    root = torch.sqrt(torch.where(tiny, c / n, 1.0)) * torch.sqrt(unit)
     return (torch.where(tiny, root, ratio), torch.where(tiny, root, 1.0)), bad
 
 
-def _times(x: Array, factors: Sequence[Any]) -> Array:
+def _with_policy(ruled: tuple[tuple[Array, Array], Array], nonfinite: str) -> tuple[tuple[Array, Array], Array | None]:
+    """The factors and, if not None, whether to set zeros instead."""
+    (first, second), bad = ruled
+    if nonfinite == "keep":
+        return (torch.where(bad, 1.0, first), second), None
+    return (first, second), bad if nonfinite == "zero" else None
+
+
+def _factors_each(norms: Sequence[Norm], limits: Sequence[Any]) -> list[list[Array]]:
+    """The factors of each array. On the host they are calculated together, for a thousand small calls are felt."""
+    factors: list[list[Array]] = []
+    for run in _runs(norms):
+        joined, restore = _joined(norms[run])
+        if len(joined) == len(norms[run]):
+            factors += ([*_factors(n, c)[0]] for n, c in zip(norms[run], limits[run], strict=True))
+            continue
+        limit: Any
+        if isinstance(limits[0], Norm):
+            limit = _joined(limits[run])[0][0]
+        else:
+            pairs = zip(limits[run], norms[run], strict=True)
+            limit = _flatten_dense_tensors([_scalar(c, torch.float64, CPU).expand_as(n.value) for c, n in pairs])
+        both = [f for f in _factors(joined[0], limit)[0] if (f != 1).any()]
+        factors += (
+            map(list, zip(*(restore(f.to(joined[0].value.dtype)) for f in both), strict=True))
+            if both
+            else ([[] for _ in norms[run]])
+        )
+    return factors
+
+
+def _runs(norms: Sequence[Norm]) -> Iterator[slice]:
+    """The norms in runs that one thread calculates with."""
+    start, size = 0, 0
+    for i, norm in enumerate(norms):
+        if i > start and size + norm.value.numel() >= JOIN:
+            yield slice(start, i)
+            start, size = i, 0
+        size += norm.value.numel()
+    if norms:
+        yield slice(start, len(norms))
+
+
+def _joined(norms: Sequence[Norm]) -> tuple[list[Norm], Any]:
+    """Norms in one flat Norm where the host knows all of them, and what takes a column of it apart again."""
+    known = [x for norm in norms for x in norm if isinstance(x, torch.Tensor)]
+    if len(norms) < 2 or not _on_host(known) or len({norm.value.dtype for norm in norms}) > 1:
+        return list(norms), None
+    columns = (
+        [x if isinstance(x, torch.Tensor) else _scalar(x, torch.float64, CPU) for x in c]
+        for c in zip(*norms, strict=True)
+    )
+    flat = Norm(*map(_flatten_dense_tensors, columns))
+    return [flat], lambda column: _unflatten_dense_tensors(column, [norm.value for norm in norms])
+
+
+def _times(x: Array, factors: Sequence[Array]) -> Array:
     """A new array; half precision is multiplied in float32, and rounded once."""
+    factors = _needed(x, factors)
     if not factors:
         return x.clone()
-    wide = torch.float32 if x.dtype in HALF else x.dtype
-    product = x.to(wide)
+    product = x.to(torch.float32) if x.dtype in HALF else x
     for f in factors:
-        product = product * (f.to(x.device, _accumulator(x.dtype)) if isinstance(f, torch.Tensor) else f)
+        product = product * f
     return product.to(x.dtype)
 
 
-def _times_(x: Array, factors: Sequence[Array]) -> None:
-    if x.dtype in HALF:
-        x.copy_(_times(x, factors))
-    else:
-        for f in factors:
-            x.mul_(f.to(x.device, _accumulator(x.dtype)))
+def _needed(x: Array, factors: Sequence[Array]) -> list[Array]:
+    """The factors as x is multiplied by them, without those that the host knows to be 1.
+
+    Such a factor is a constant, so that nothing is lost of a derivative, and autograd need not keep what it multiplies.
+    """
+    host = _on_host([t.detach() for t in (x, *factors)])
+    return [f.to(x.device, _accumulator(x.dtype)) for f in factors if not host or bool((f != 1).any())]
 
 
-# Clipping each slice by its own norm ----------------------------------------------------------------------------------
+def _multiply_(arrays: Sequence[Array], factors: Sequence[Sequence[Array]]) -> None:
+    """Multiplies in place. Whatever can fail is done before the first array is written to."""
+    planned: dict[Any, tuple[list[Array], list[Array]]] = {}
+    halves = []
+    needed: dict[Any, list[Array]] = {}
+    for x, both in zip(arrays, factors, strict=True):
+        key = id(both), x.dtype, x.device
+        if key not in needed:
+            needed[key] = _needed(x, both)
+        multiply = needed[key]
+        x = _physical(x)
+        if x.dtype in HALF and len(multiply) > 1:
+            halves.append((x, multiply))
+        else:
+            for round, f in enumerate(multiply):
+                xs, fs = planned.setdefault((round, x.dtype, x.device), ([], []))
+                xs.append(x)
+                fs.append(f)
+    for xs, fs in planned.values():
+        # One 0-d tensor is faster than a number, and is not rounded to half precision before it multiplies.
+        torch._foreach_mul_(xs, fs[0] if all(f is fs[0] for f in fs) and not fs[0].ndim else fs)
+    for x, multiply in halves:
+        for chunk in x.view(-1).split(CHUNK) if x.is_contiguous() else (x,):
+            chunk.copy_(_times(chunk, multiply))
 
 
-def slice_norms(x: Array, ord: float, axis: tuple[int, ...]) -> Norm:
-    """The norms of the slices of x along axis, whose lengths become 1."""
-    if _sharded([x]):  # to cut it would gather it on every rank
-        return _slice_norms(_nowhere_empty(x, axis), ord, axis)
-    kept = [i for i in range(x.ndim) if i not in axis]
-    if not kept or torch.compiler.is_compiling():
-        return _slice_norms(x, ord, axis)
-    longest = max(kept, key=lambda i: x.shape[i])  # cut there, so that little is widened at a time
-    step = max(1, CHUNK * x.shape[longest] // max(1, x.numel()))
-    slabs = [_slice_norms(slab, ord, axis) for slab in x.split(step, longest)]
-    return Norm(*(torch.cat(column, longest) for column in zip(*slabs, strict=True)))
-
-
-def _slice_norms(x: Array, ord: float, axis: tuple[int, ...]) -> Norm:
-    wide = x.to(torch.complex128 if x.is_complex() else torch.float64)
-    if not x.numel():
-        zeros = wide.real.new_zeros([1 if i in axis else n for i, n in enumerate(x.shape)])
-        return Norm(zeros.to(_accumulator(x.dtype)), zeros, zeros + 1)
-    peak = functools.reduce(torch.maximum, [p.abs().amax(axis, keepdim=True) for p in _parts(wide)]).detach()
-    finite = torch.isfinite(peak)
-    scale = torch.where(finite & (peak > 0), peak, 1.0)
-    norm = torch.linalg.vector_norm(wide / scale, ord, axis, keepdim=True)
-    mantissa = torch.where(finite, norm.clamp(max=MAX), peak)
-    return Norm((mantissa * scale).to(_accumulator(x.dtype)), mantissa, scale)
-
-
-def scale_slices(x: Array, norm: Norm, limit: Any) -> Array:
-    """x with each slice clipped to its limit, given the norms of the slices."""
-    return _times(x, _tensor_factors(norm, limit)[0])
-
-
-def scale_slices_(x: Array, norm: Norm, limit: Any) -> None:
-    """The same in place. Where nothing is clipped, and the host knows, nothing is written."""
-    factors = _tensor_factors(norm, limit)[0]
-    if needed := [f for f in factors if not _on_host([x, f]) or bool((f != 1).any())]:
-        _times_(x, needed)
-
-
-def at_least(x: Array, floor: float) -> Array:
-    return x.clamp(min=floor)
+def _physical(x: Array) -> Array:
+    """The numbers of a lazily conjugated or negated array as they lie in memory: a factor is the same for them."""
+    if torch.compiler.is_compiling():  # which keeps no array lazy
+        return x
+    x = x.conj() if x.is_conj() else x
+    return torch._neg_view(x) if x.is_neg() else x
 
 
 # Clipping by value ----------------------------------------------------------------------------------------------------
 
 
-def clamp(x: Array, low: Any, high: Any) -> Array:
-    """x with each element moved into [low, high]; NaN stays."""
-    local = _local(x)
-    return _shard_of(x, torch.clamp(local, _scalar(low, x.dtype, local.device), _scalar(high, x.dtype, local.device)))
+def clamp(arrays: Sequence[Array], low: Any, high: Any) -> list[Array]:
+    """The arrays with each element moved into [low, high]; NaN stays."""
+    return [_shard_of(a, torch.clamp(x, *limits)) for a, x, limits in _limited(arrays, low, high)]
 
 
-def clamp_(x: Array, low: Any, high: Any) -> None:
-    x = _local(x)
-    x.clamp_(_scalar(low, x.dtype, x.device), _scalar(high, x.dtype, x.device))
+def clamp_(arrays: Sequence[Array], low: Any, high: Any) -> None:
+    """The same in place."""
+    for _, x, limits in list(_limited(arrays, low, high)):
+        x.clamp_(*limits)
+
+
+def _limited(arrays: Sequence[Array], low: Any, high: Any) -> Iterator[tuple[Array, Array, tuple[Array, Array]]]:
+    """Each array, this rank's part of it, and the limits in its dtype and on its device."""
+    limits: dict[Any, tuple[Array, Array]] = {}
+    for a in arrays:
+        x = _local(a)
+        if (x.dtype, x.device) not in limits:
+            limits[x.dtype, x.device] = _scalar(low, x.dtype, x.device), _scalar(high, x.dtype, x.device)
+        yield a, x, limits[x.dtype, x.device]
