@@ -71,9 +71,10 @@ def thresholds(max_norm: Any, tree: Tree, axes: list[tuple[int, ...] | None]) ->
         if i and c is each[0] and axis is None:
             checked.append(checked[0])
             continue
-        unknown = axis is None or _of_unknown_rank(tree.arrays[i])
-        ndim = 0 if unknown else len(tree.arrays[i].shape)
-        shape = () if unknown else tuple(1 if j in axis else tree.arrays[i].shape[j] for j in range(ndim))
+        if axis is None or _of_unknown_rank(tree.arrays[i]):
+            shape: tuple[int, ...] = ()
+        else:
+            shape = tuple(1 if j in axis else n for j, n in enumerate(tuple(tree.arrays[i].shape)))
         name = "max_norm" + tree.name(i).removeprefix("grads") if trees else "max_norm"
         checked.append(nonnegative(c, tree.backend, name, NEGATIVE, shape))
     return checked

@@ -280,6 +280,20 @@ def test_a_threshold_of_unknown_rank(way):
         np.testing.assert_allclose(got, want, rtol=1e-6)
 
 
+def test_adaptive_clipping_where_a_graph_does_not_know_the_shapes():
+    def clip(g):
+        return gradclip.clip_adaptive(g, tf.ones((2, 2)), 0.5)
+
+    g = f32([3, -4], [12, 0])
+    got = in_a_function(clip, g, input_signature=[tf.TensorSpec([None, 2], tf.float32)])
+    np.testing.assert_allclose(got, eagerly(clip, g), rtol=1e-6)
+    with pytest.raises(ValueError, match=r"grads, or its parameter, has no known rank here: tf\.ensure_shape"):
+        without_shapes(clip, g)
+    for shape in ([2, 3], [2]):
+        with pytest.raises(ValueError, match="its parameter"):
+            clip(tf.ones(shape))
+
+
 def test_sparse_gradients_in_every_way(run):
     def clip(values):
         slices = tf.IndexedSlices(values, tf.constant([1, 0, 1]), tf.constant([4, 2]))

@@ -258,7 +258,9 @@ def join(norms: Sequence[Norm], ord: float) -> Norm:
     largest = _usable(tf.reduce_max(tf.where(mantissa > 0, scale, 0.0), 0))
     finite = tf.math.is_finite(mantissa)
     joined = _power_norm(tf.where(finite, mantissa, 0.0) * (scale / largest), ord, [0], False)
-    joined = tf.where(tf.reduce_all(finite, 0), joined, tf.reduce_sum(tf.where(finite, 0.0, mantissa), 0))
+    joined = tf.where(
+        tf.reduce_all(finite, 0), joined, tf.reduce_sum(tf.where(finite, tf.zeros_like(mantissa), mantissa), 0)
+    )
     wide = tf.float64 if any(n.value.dtype == tf.float64 for n in norms) else tf.float32
     return Norm(tf.cast(joined * largest, wide), joined, largest)
 
