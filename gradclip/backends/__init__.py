@@ -2,10 +2,10 @@
 
 Read one from top to bottom, then put another beside it: the same names, in the same order, in that framework's idiom.
 
-The clipping rule, which each of them states once, in `_factors` or `clip_factors`: with n a norm and c its limit, an array stays as it
-is, bit for bit, where n ≤ c or c = ∞; it is multiplied by c/n where n > c; and it becomes NaN where n is not finite
-or c is not a number above or at 0. The norm and the limit are compared as the caller would compare them, in the dtype
-of the norm that is returned; where that has overflowed although n is finite, by their exact ratio.
+The clipping rule, which each of them states once, in `_factors` or `clip_factors`: with n a norm and c its limit, an
+array stays as it is, bit for bit, where n ≤ c or c = ∞; it is multiplied by c/n where n > c; and it becomes NaN where n
+is not finite or c is not a number above or at 0. The norm and the limit are compared as the caller would compare them,
+in the dtype of the norm that is returned; where that has overflowed although n is finite, by their exact ratio.
 """
 
 from typing import Any, NamedTuple
