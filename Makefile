@@ -1,22 +1,38 @@
-# Runs with GNU make 3.81, which macOS ships, and any POSIX shell.
+# Runs with GNU make 3.81, which macOS ships, and any POSIX shell. Another make stops at what follows, with these words.
+$(if $(MAKE_VERSION),,$(error this Makefile needs GNU make 3.81 or newer: run gmake, or install make))
 VENV        ?= .venv
 CONSTRAINTS ?= constraints.txt
 PYTHON      ?=
 NOTEBOOKS   ?=
 # Named, since an open range may take a build that brings several GB of CUDA packages.
 TORCH       ?= 2.13.0
+# The one that this version's CUDA builds ask for.
+TRITON      ?= 3.7.1
 
 python := $(VENV)/bin/python
 # Kept inside the environment, so that both go together.
 stamp  := $(VENV)/.installed
+# Without a Python that runs, or where an installation was cut short, the environment is not what its stamp says.
+$(shell { $(python) -c '' && [ ! -e $(VENV)/.pip-unfinished ]; } 2>/dev/null || rm -f $(stamp))
 
-# Another machine, as far as this one can play it: one thread, older instruction sets, other kernels.
+# Another machine, as far as this one can play it, by name: make test-portable MACHINE=avx2.
+MACHINE ?= portable
+# one thread, older instruction sets, other kernels
 portable := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1 VECLIB_MAXIMUM_THREADS=1 \
   TF_NUM_INTRAOP_THREADS=1 TF_NUM_INTEROP_THREADS=1 TF_ENABLE_ONEDNN_OPTS=0 \
   ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=AVX2 OPENBLAS_CORETYPE=HASWELL \
   NPY_DISABLE_CPU_FEATURES="X86_V4 AVX512_ICL AVX512_SPR" XLA_FLAGS=--xla_cpu_max_isa=AVX2
+# all cores, without AVX-512
+avx2 := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 OPENBLAS_CORETYPE=HASWELL MKL_CBWR=COMPATIBLE \
+  NPY_DISABLE_CPU_FEATURES="X86_V4 AVX512_ICL AVX512_SPR" XLA_FLAGS=--xla_cpu_max_isa=AVX2
+# all cores, without AVX, TensorFlow without oneDNN; XLA keeps AVX2, since its float16 needs an instruction of that age
+sse := ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 OPENBLAS_CORETYPE=NEHALEM MKL_CBWR=COMPATIBLE \
+  NPY_DISABLE_CPU_FEATURES="X86_V3 X86_V4 AVX512_ICL AVX512_SPR" XLA_FLAGS=--xla_cpu_max_isa=AVX2 TF_ENABLE_ONEDNN_OPTS=0
+# this machine's own instructions, one thread
+one-thread := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1 VECLIB_MAXIMUM_THREADS=1 \
+  TF_NUM_INTRAOP_THREADS=1 TF_NUM_INTEROP_THREADS=1
 
-.PHONY: help book test test-portable test-lowest notebooks lab bench constraints mutants clean
+.PHONY: help book test check test-portable test-lowest notebooks lab bench constraints mutants clean
 .DEFAULT_GOAL := help
 
 help: ## List these commands
@@ -29,8 +45,12 @@ book: $(stamp) ## Build the book and print where to open it
 test: $(stamp) ## Run every check: ruff, mypy, doctest, pytest, notebooks, and the built pages in a browser
 	@$(python) tools/check.py
 
-test-portable: $(stamp) ## Run the notebooks as another machine would: one thread, other CPU kernels
-	@$(portable) $(python) tools/check.py notebooks
+check: $(stamp) ## Run what daily work needs: ruff, mypy, doctest, and the contract without JAX
+	@$(python) tools/check.py lint format types doctest core
+
+test-portable: $(stamp) ## Run the notebooks as another machine would (MACHINE=avx2, sse or one-thread for others)
+	@$(if $($(MACHINE)),,$(error MACHINE=$(MACHINE) is none of portable, avx2, sse, one-thread))
+	@$($(MACHINE)) $(python) tools/check.py notebooks
 
 test-lowest: $(stamp) ## Run pytest with the lowest versions that pyproject.toml allows, in .venv-lowest
 	@$(python) tools/lowest.py > .venv-lowest.txt
@@ -50,7 +70,7 @@ bench: $(stamp) ## Measure gradclip beside the frameworks on this machine's CPU
 
 constraints: ## Pin the newest versions that go together, in constraints.txt
 	@rm -rf .venv-fresh
-	@echo "torch==$(TORCH)" > .venv-fresh.txt
+	@printf '%s\n' "torch==$(TORCH)" "triton==$(TRITON)" > .venv-fresh.txt
 	@$(MAKE) --no-print-directory VENV=.venv-fresh CONSTRAINTS=.venv-fresh.txt .venv-fresh/.installed
 	@{ grep '^#' constraints.txt; .venv-fresh/bin/python -m pip freeze --all --exclude pip --exclude-editable \
 	  | sed 's/+.*//' | tr A-Z_ a-z- | LC_ALL=C sort; } > .venv-fresh.txt

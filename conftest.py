@@ -1,6 +1,13 @@
 """What nbval needs to know about this book's notebooks; the tests' own fixtures are in tests/."""
 
+import contextlib
+from functools import partial
+
 from tools.notebooks import set_kernel_environment
+from tools.outputs import settle
+
+with contextlib.suppress(ImportError):
+    import triton  # before TensorFlow: see book/reference/versions.md
 
 set_kernel_environment()
 
@@ -9,3 +16,20 @@ def pytest_collectstart(collector):
     # TensorFlow, XLA and progress bars write to stderr; our own warnings are errors already.
     if hasattr(collector, "skip_compare"):
         collector.skip_compare += ("stderr",)
+
+
+def pytest_itemcollected(item):
+    if hasattr(item, "compare_outputs") and "tolerance" in item.cell.metadata:
+        item.compare_outputs = partial(compare_within_tolerance, item)
+
+
+def compare_within_tolerance(cell, new, stored, skip_compare=None):
+    """Lets nbval compare all but the texts that are within the tolerance, and tells what is not."""
+    try:
+        new, found = settle(stored, new, cell.cell.metadata["tolerance"])
+    except ValueError as error:
+        cell.comparison_traceback = [str(error)]
+        return False
+    same = type(cell).compare_outputs(cell, new, stored, skip_compare)
+    cell.comparison_traceback = found + cell.comparison_traceback
+    return same

@@ -40,6 +40,7 @@ SPEED = [
 IMPORT = 1.3  # times as long as NumPy's
 MEMORY = 32.0  # MB beside the gradients, and beside the result of a functional form
 ACCURACY = 1e-6  # rule 3 of the contract
+SHARDED = ("1000x64x64", "2")  # DTensors: the set, and the processes that share it
 
 
 def installed() -> list[str]:
@@ -56,6 +57,8 @@ def run(frameworks: Sequence[str], sets: Sequence[str], rounds: int) -> dict[str
         for framework in frameworks:
             forms = ("gradclip", "functional") if FRAMEWORKS[framework].in_place else ("gradclip",)
             tasks += [("memory", framework, largest, who) for who in (*forms, "own")]
+        if "torch" in frameworks and SHARDED[0] in sets:
+            tasks.append(("sharded", "torch", *SHARDED))
     with tqdm(total=1 + len(tasks), leave=False, disable=None) as progress:
         progress.set_postfix_str("import")
         imports = {module: partial(import_seconds, module) for module in ("gradclip", "numpy")}
@@ -105,6 +108,12 @@ def bars(tables: dict[str, list[Row]]) -> list[Row]:
             if (framework, case, name, "own") in times
         }
         held += held_against(f"{framework} {case}, {where}: times as fast", ratios, at_least=bar)
+    shared = {(row["case"], row["who"]): row for row in tables["sharded"]}
+    for cases, bar in ((("first call",), 20.0), (("unclipped", "clipped"), 1.0)):
+        ratios = {case: shared[case, "own"]["median"] / shared[case, "gradclip"]["median"] for case in cases if shared}
+        held += held_against(f"torch sharded, {' and '.join(cases)}: times as fast", ratios, at_least=bar)
+    exchanges = {row["set"]: row["exchanges"] for row in shared.values() if "exchanges" in row and row["who"] != "own"}
+    held += held_against("torch sharded: exchanges", exchanges, at_most=1)
     held += held_against("import: times NumPy's", {"": imports["gradclip"] / imports["numpy"]}, at_most=IMPORT)
     ours = [row for row in tables["memory"] if row["who"] != "own"]
     for in_place, label in ((True, "MB in place"), (False, "MB beside the result")):
@@ -132,6 +141,12 @@ def show(record: dict[str, Any]) -> str:
         first = [firsts[framework, name, who] if case == "unclipped" else "" for who in ("gradclip", "own")]
         lines.append([framework, name, case, spread(ours), spread(own), ratio, f"{floor * 1e3:.4g}", *first])
     header = ["", "set", "case", "gradclip, ms", "own, ms", "faster", "floor, ms", "first call, s", "own, s"]
+    shared = {(row["case"], row["who"]): row for row in record.get("sharded", [])}
+    for case in dict.fromkeys(case for case, _ in shared):
+        ours, own = shared[case, "gradclip"], shared[case, "own"]
+        times_faster = f"{own['median'] / ours['median']:.2f}×"
+        name = f"{ours['set']} on {ours['ranks']} ranks"
+        lines.append(["torch", name, case, *map(spread, (ours, own)), times_faster, "", "", ""])
     own_names = "\n".join(f"own, {framework}: {name}" for framework, name in record["own"].items())
     verdicts = [
         [bar["bar"], f"{bar['value']:.3g}", limit(bar), "met" if bar["met"] else "MISSED", bar["on"]]
@@ -141,8 +156,8 @@ def show(record: dict[str, Any]) -> str:
 
 
 def spread(row: Row) -> str:
-    median, q1, q3 = (f"{row[key] * 1e3:.4g}" for key in ("median", "q1", "q3"))
-    return f"{median} ({q1} – {q3})"
+    median, *quartiles = (f"{row[key] * 1e3:.4g}" for key in ("median", "q1", "q3") if key in row)
+    return f"{median} ({' – '.join(quartiles)})" if quartiles else median
 
 
 def limit(bar: Row) -> str:

@@ -2,6 +2,7 @@
 
 Usage: python -m benchmarks.measure speed FRAMEWORK SET ROUNDS
        python -m benchmarks.measure memory FRAMEWORK SET {gradclip,functional,own}
+       python -m benchmarks.measure sharded torch SET 2
 
 Each step ends in one line on standard output: the table of the record that it belongs to, and its rows.
 """
@@ -18,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
+from . import sharded
 from .frameworks import FRAMEWORKS
 from .shapes import SHAPES, elements
 from .timing import Call, Row, compare, wall_time
@@ -89,5 +91,7 @@ if __name__ == "__main__":
     task, framework, name, last = sys.argv[1:]
     if task == "speed":
         speed(framework, name, int(last))
+    elif task == "sharded":
+        emit("sharded", sharded.measure(name, ranks=int(last)))
     else:
         memory(framework, name, last)

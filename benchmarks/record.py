@@ -12,6 +12,8 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
+import gradclip
+
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = {"gradclip", "numpy", "torch", "tensorflow", "jax", "jaxlib", "optax", "triton"}
 
@@ -26,8 +28,14 @@ def machine() -> dict[str, Any]:
         "load": os.getloadavg()[0],  # of the minute before: well below 1 on a quiet machine
         "date": datetime.now(UTC).date().isoformat(),
         "python": platform.python_version(),
-        "versions": {d.name: d.version for d in distributions() if d.name in PACKAGES},
+        "versions": versions(),
     }
+
+
+def versions() -> dict[str, str]:
+    """What is imported: of two copies of a package on the path, the first; gradclip from a checkout, too."""
+    found = {d.name: d.version for d in reversed([*distributions()]) if d.name in PACKAGES}
+    return found | {"gradclip": gradclip.__version__}
 
 
 def cpu_model() -> str:

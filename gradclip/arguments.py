@@ -35,12 +35,17 @@ def value_of(value: Any, backend: Backend, name: str, shape: tuple[int, ...] = (
         raise TypeError(f"{name} must be a number or a 0-d array, {kind}")
     if framework is not backend and framework.NAME != "NumPy":
         raise TypeError(f"{name} is a {framework.NAME} array, the gradients are {backend.NAME} ones")
-    given = tuple(value.shape)
+    given = () if _of_unknown_rank(value) else tuple(value.shape)
     if given not in ((), (1,)) and not (shape and framework is backend and _broadcasts(given, shape)):
         like = f" or, to go with the norms of the slices, broadcast to {shape}" if shape else ""
         raise TypeError(f"{name} must be a number or a 0-d array{like}, got an array of shape {given}")
     number: float | None = framework.host_value(value)
     return number
+
+
+def _of_unknown_rank(x: Any) -> bool:
+    """Whether nothing is known of the shape of x, as of what tf.numpy_function gives in a graph of TensorFlow."""
+    return getattr(x.shape, "rank", 0) is None
 
 
 def _broadcasts(given: tuple[int, ...], shape: tuple[int, ...]) -> bool:
@@ -66,8 +71,10 @@ def thresholds(max_norm: Any, tree: Tree, axes: list[tuple[int, ...] | None]) ->
         if i and c is each[0] and axis is None:
             checked.append(checked[0])
             continue
-        ndim = len(tree.arrays[i].shape)
-        shape = () if axis is None else tuple(1 if j in axis else tree.arrays[i].shape[j] for j in range(ndim))
+        if axis is None or _of_unknown_rank(tree.arrays[i]):
+            shape: tuple[int, ...] = ()
+        else:
+            shape = tuple(1 if j in axis else n for j, n in enumerate(tuple(tree.arrays[i].shape)))
         name = "max_norm" + tree.name(i).removeprefix("grads") if trees else "max_norm"
         checked.append(nonnegative(c, tree.backend, name, NEGATIVE, shape))
     return checked
@@ -84,7 +91,7 @@ def nonnegative(value: Any, backend: Backend, name: str, why: str, shape: tuple[
 def array_of(value: Any, backend: Backend) -> Any:
     """An array of the framework, as one without axes if it has one element, and whole where it is sharded."""
     whole = backend.whole(value) if hasattr(backend, "whole") else value
-    return backend.reshape(whole, ()) if tuple(value.shape) == (1,) else whole
+    return whole if _of_unknown_rank(value) or tuple(value.shape) != (1,) else backend.reshape(whole, ())
 
 
 def limits(limit: Any, tree: Tree) -> tuple[Any, Any]:
@@ -119,14 +126,15 @@ def order(ord: Any) -> float:
 
 def axes(axis: Any, tree: Tree, i: int) -> tuple[int, ...]:
     """The axes as a tuple of non-negative integers that the array i has."""
-    ndim = len(tree.arrays[i].shape)
+    unknown = _of_unknown_rank(tree.arrays[i])
+    ndim = 0 if unknown else len(tree.arrays[i].shape)
     given = tuple(axis) if isinstance(axis, (tuple, list)) else (axis,)
     for number in given:
         if not isinstance(number, Integral) or isinstance(number, bool):
             raise TypeError(f"axis must be an integer or a tuple of integers, got {axis!r}")
-        if not -ndim <= int(number) < ndim:
+        if not unknown and not -ndim <= int(number) < ndim:
             raise ValueError(f"{tree.name(i)} has {ndim} dimensions, and no axis {number}")
-    positive = tuple(int(number) % ndim for number in given)
+    positive = tuple(int(number) if unknown else int(number) % ndim for number in given)
     if not 0 < len(set(positive)) == len(positive):
         raise ValueError(f"axis must name one dimension of {tree.name(i)} or several different ones, got {axis!r}")
     return positive

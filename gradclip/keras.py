@@ -1,11 +1,24 @@
 """Any clipping rule inside any Keras 3 optimizer, on each of Keras' backends: ``import gradclip.keras``."""
 
-from collections.abc import Callable, Iterable
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import keras  # type: ignore[import-untyped]
 
 __all__ = ["ClippedOptimizer"]
+
+OWN_CLIPS = ("clipnorm", "global_clipnorm", "clipvalue")
+
+
+def _of_the_inner_optimizer(name: str, what: str) -> Any:
+    """An attribute that is the inner optimizer's: it is read there, and what is assigned to it is assigned there."""
+
+    def assign(optimizer: Any, value: Any) -> None:
+        if "inner_optimizer" in optimizer.__dict__:  # Optimizer.__init__ assigns its defaults, before there is one
+            setattr(optimizer.inner_optimizer, name, value)
+
+    return property(lambda optimizer: getattr(optimizer.inner_optimizer, name), assign, doc=what)
 
 
 @keras.saving.register_keras_serializable("gradclip")
@@ -34,10 +47,19 @@ class ClippedOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
         ``inner`` is no Keras optimizer or hands its gradients on to others; ``clip`` cannot be called, or, in the first
         step, returned something else than a list of as many gradients.
     ValueError
-        ``inner`` clips already, by ``clipnorm``, ``global_clipnorm`` or ``clipvalue``.
+        ``inner`` clips already, by ``clipnorm``, ``global_clipnorm`` or ``clipvalue``, or is the inner optimizer of
+        another ClippedOptimizer.
 
     Notes
     -----
+    Compiled steps: ``clip`` sees symbols then, which have no values yet. An object of `gradclip.thresholds` reads the
+    value of the norm, so it needs ``model.compile(..., run_eagerly=True)``, or a call back to the host from the
+    compiled step: ``tf.numpy_function(threshold.update, [norm], tf.float64)`` on TensorFlow, with
+    ``jit_compile=False``; ``jax.experimental.io_callback(threshold.update, norm, norm)`` on JAX.
+
+    Variables: where ``clip`` hands a ``keras.Variable`` to gradclip, as a threshold or as weights, hand in its
+    ``.value``, which is an array of the backend.
+
     Mixed precision: a loss scale belongs outside, ``LossScaleOptimizer(ClippedOptimizer(inner, clip))``, for the norm
     is then that of the unscaled gradients. ``model.compile`` wraps in this order by itself.
 
@@ -73,9 +95,12 @@ class ClippedOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
             )
         if not callable(clip):
             raise TypeError(f"clip must map a list of gradients to a list of gradients, got {clip!r}")
-        own = {kind: getattr(inner, kind) for kind in ("clipnorm", "global_clipnorm", "clipvalue")}
-        if own := {kind: value for kind, value in own.items() if value is not None}:
-            raise ValueError(f"inner clips already, by {own}: leave that out, or leave ClippedOptimizer out")
+        _check_has_no_clip(inner)
+        if "_clip_gradients" in inner.__dict__:
+            raise ValueError(
+                "inner is the inner optimizer of another ClippedOptimizer, whose clip would be lost: make a new "
+                "optimizer for each"
+            )
         super().__init__(0.0, name=name)
         self.inner_optimizer = inner  # Keras' callbacks look for this name
         self.clip = clip
@@ -84,11 +109,13 @@ class ClippedOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
         inner._all_reduce_sum_gradients = _unchanged  # for that comes before clipping here
 
     def _clip_gradients(self, grads: list[Any]) -> list[Any]:
+        _check_has_no_clip(self.inner_optimizer)  # for these attributes can be set later on
         if keras.backend.backend() == "tensorflow":
             kind = type(self.inner_optimizer)
             pairs = kind._all_reduce_sum_gradients(self.inner_optimizer, [(grad, None) for grad in grads])
             grads = [grad for grad, _ in pairs]
-        clipped = self.clip(grads)
+        with _explained():
+            clipped = self.clip(grads)
         if not isinstance(clipped, list) or len(clipped) != len(grads):
             got = f"a list of {len(clipped)}" if isinstance(clipped, list) else f"a {type(clipped).__name__}"
             raise TypeError(
@@ -111,7 +138,21 @@ class ClippedOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
         """Take the step of `apply` on values handed in and returned, as JAX needs it."""
         return self.inner_optimizer.stateless_apply(*args)
 
-    # The rest is the inner optimizer's.
+    # The rest is the inner optimizer's. Keras' callbacks and its other wrappers read the private names.
+
+    learning_rate = _of_the_inner_optimizer("learning_rate", "The inner optimizer's learning rate.")
+    weight_decay = _of_the_inner_optimizer("weight_decay", "The inner optimizer's weight decay.")
+    clipnorm = _of_the_inner_optimizer("clipnorm", "None: the inner optimizer has no clip of its own.")
+    global_clipnorm = _of_the_inner_optimizer("global_clipnorm", "None: the inner optimizer has no clip of its own.")
+    clipvalue = _of_the_inner_optimizer("clipvalue", "None: the inner optimizer has no clip of its own.")
+    use_ema = _of_the_inner_optimizer("use_ema", "Whether the inner optimizer keeps a moving average of the weights.")
+    ema_momentum = _of_the_inner_optimizer("ema_momentum", "The momentum of that average.")
+    ema_overwrite_frequency = _of_the_inner_optimizer("ema_overwrite_frequency", "After how many steps it is taken.")
+    loss_scale_factor = _of_the_inner_optimizer("loss_scale_factor", "What the inner optimizer divides gradients by.")
+    gradient_accumulation_steps = _of_the_inner_optimizer("gradient_accumulation_steps", "How many steps it sums up.")
+    _trainable_variables = _of_the_inner_optimizer("_trainable_variables", "The model's variables.")
+    _trainable_variables_indices = _of_the_inner_optimizer("_trainable_variables_indices", "Their positions.")
+    _model_variables_moving_average = _of_the_inner_optimizer("_model_variables_moving_average", "Their averages.")
 
     @property
     def variables(self) -> Any:
@@ -123,24 +164,13 @@ class ClippedOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
         """The number of steps taken."""
         return self.inner_optimizer.iterations
 
-    @property
-    def learning_rate(self) -> Any:
-        """The inner optimizer's learning rate; what is assigned to it is assigned there."""
-        return self.inner_optimizer.learning_rate
+    def set_weights(self, weights: list[Any]) -> None:
+        """Give the inner optimizer's variables these values."""
+        self.inner_optimizer.set_weights(weights)
 
-    @learning_rate.setter
-    def learning_rate(self, learning_rate: Any) -> None:
-        self.inner_optimizer.learning_rate = learning_rate
-
-    @property
-    def loss_scale_factor(self) -> Any:
-        """The factor by which the inner optimizer divides its gradients."""
-        return self.inner_optimizer.loss_scale_factor
-
-    @loss_scale_factor.setter
-    def loss_scale_factor(self, factor: float | None) -> None:
-        if "inner_optimizer" in self.__dict__:  # Optimizer.__init__ assigns None, before there is one
-            self.inner_optimizer.loss_scale_factor = factor
+    def scale_loss(self, loss: Any) -> Any:
+        """Multiply the loss by the factor that the inner optimizer divides the gradients by."""
+        return self.inner_optimizer.scale_loss(loss)
 
     def exclude_from_weight_decay(self, *args: Any, **kwargs: Any) -> None:
         """Exclude variables from the inner optimizer's weight decay."""
@@ -168,6 +198,25 @@ class ClippedOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
         """Build the optimizer that `get_config` described."""
         inner, clip = (keras.saving.deserialize_keras_object(config[x], custom_objects) for x in ("inner", "clip"))
         return cls(inner, clip, config["name"])
+
+
+def _check_has_no_clip(inner: Any) -> None:
+    if own := {kind: getattr(inner, kind) for kind in OWN_CLIPS if getattr(inner, kind) is not None}:
+        raise ValueError(f"inner clips already, by {own}: leave that out, or leave ClippedOptimizer out")
+
+
+@contextlib.contextmanager
+def _explained() -> Iterator[None]:
+    """Add what to do to the errors of a rule that asks a compiled step for a value."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        if any(word in f"{type(error).__name__} {error}" for word in ("SymbolicTensor", "Concretization")):
+            raise TypeError(
+                "clip needs the value of an array, and a compiled step has none yet: compile the model with "
+                "run_eagerly=True, or let clip call back to the host (Notes of gradclip.keras.ClippedOptimizer)"
+            ) from error
+        raise
 
 
 def _unchanged(grads_and_vars: Any) -> Any:

@@ -475,6 +475,7 @@ def clip_adaptive(
     clip_factor: float = 0.01,
     *,
     eps: float = 1e-3,
+    ord: float = 2,
     unit_axis: int | None = None,
     axis: int | tuple[int, ...] | None = None,
 ) -> Nested:
@@ -494,6 +495,8 @@ def clip_adaptive(
         The factor r ≥ 0, without a unit.
     eps : float, default 1e-3
         The least norm that weights are taken to have, so that weights of zero can be trained.
+    ord : float, default 2
+        The order of both norms.
     unit_axis : int, optional
         The axis that counts the units. By default the framework's own: the first in PyTorch, whose weights have the
         shape (out, in, …), the last in NumPy, TensorFlow and JAX, where it is (…, in, out). Arrays with fewer than two
@@ -529,7 +532,7 @@ def clip_adaptive(
      [0.4  0.08]]
     """
     tree = Tree(grads, beside=(clip_factor, eps))
-    norms, limits = _each_by_its_weights(tree, params, clip_factor, eps, unit_axis, axis)
+    norms, limits = _each_by_its_weights(tree, params, clip_factor, eps, ord, unit_axis, axis)
     return tree.rebuild(tree.backend.scale_each(tree.arrays, norms, limits))
 
 
@@ -539,6 +542,7 @@ def clip_adaptive_(
     clip_factor: float = 0.01,
     *,
     eps: float = 1e-3,
+    ord: float = 2,
     unit_axis: int | None = None,
     axis: int | tuple[int, ...] | None = None,
 ) -> None:
@@ -546,7 +550,7 @@ def clip_adaptive_(
 
     Parameters
     ----------
-    grads, params, clip_factor, eps, unit_axis, axis
+    grads, params, clip_factor, eps, ord, unit_axis, axis
         As for `clip_adaptive`; only ``grads`` is written to.
 
     Raises
@@ -564,7 +568,7 @@ def clip_adaptive_(
     """
     tree = Tree(grads, in_place_of="clip_adaptive", same_shape=True, beside=(clip_factor, eps))
     with tree.writing():
-        norms, limits = _each_by_its_weights(tree, params, clip_factor, eps, unit_axis, axis)
+        norms, limits = _each_by_its_weights(tree, params, clip_factor, eps, ord, unit_axis, axis)
         tree.backend.scale_each_(tree.arrays, norms, limits)
 
 
@@ -615,20 +619,19 @@ def _each_by_its_rms(tree: Tree, threshold: Any) -> tuple[list[Norm], list[Any]]
 
 
 def _each_by_its_weights(
-    tree: Tree, params: Nested, clip_factor: Any, eps: Any, unit_axis: Any, axis: Any
+    tree: Tree, params: Nested, clip_factor: Any, eps: Any, ord: float, unit_axis: Any, axis: Any
 ) -> tuple[list[Norm], list[Norm]]:
     """The norms of the gradients of each array's units, and the limits that their weights set."""
-    backend = tree.backend
+    backend, ord = tree.backend, arguments.order(ord)
     clip_factor = arguments.nonnegative(
         clip_factor, backend, "clip_factor", "a negative factor would flip the update's sign"
     )
     eps = arguments.nonnegative(eps, backend, "eps", "it stands for a norm")
     weights = [backend.constant(w) for w in weights_of(tree, params)]
     axes: list[Any] = [arguments.unit_axes(unit_axis, axis, tree, i, len(w.shape)) for i, w in enumerate(weights)]
-    limits = backend.unit_limits(backend.measure_each(weights, 2, axes), clip_factor, eps)
+    limits = backend.unit_limits(backend.measure_each(weights, ord, axes), clip_factor, eps)
     for i, (_, coalesced) in tree.sparse.items():
-        if (
-            axes[i] is not None and 0 not in axes[i]
-        ):  # each row is a unit, or holds several: a sparse gradient has some of the rows
+        # Where each row is a unit, or holds several, a sparse gradient has the units of some rows.
+        if axes[i] is not None and 0 not in axes[i]:
             limits[i] = Norm(*(backend.rows_of(x, coalesced) for x in limits[i]))
-    return backend.measure_each(tree.arrays, 2, axes), limits
+    return backend.measure_each(tree.arrays, ord, axes), limits

@@ -16,23 +16,40 @@ They take the same arguments and differ from PyTorch's in the following.
   another. PyTorch counts and scales them twice.
 - **norm_type** must be above 0. PyTorch takes 0, and counts tensors with it, not elements.
 - **foreach** is accepted and has no effect, since there is one implementation, and it is fast for many small tensors.
+- **error_if_nonfinite** asks whether a gradient is finite, PyTorch's whether the norm is. Nothing has been written when
+  it raises, and the error names the gradients.
+- **A warning of an empty generator** comes from each function here that takes parameters, in PyTorch from
+  ``clip_grad_norm_`` alone.
+- **Sharded gradients** (DTensors, of FSDP2 or tensor parallel training) need one exchange for each device mesh, and may
+  lie on several meshes in one call, beside tensors that are not sharded: expert parallel models clip in one call.
+  PyTorch raises for more than one mesh, and for a mixture. Where all gradients are DTensors of one mesh, the norm is a
+  DTensor as in PyTorch, with ``.placements`` and ``.full_tensor()``, but each rank holds its value already, and
+  ``.item()`` and ``.to_local()`` give the norm of the whole gradient. In other cases it is a plain tensor.
 
-`fold_into` has no counterpart there: a fused optimizer clips in its own step.
+Under ``torch.compile`` all functions are traced, with ``fullgraph=True`` too. ``error_if_nonfinite=True`` looks at a
+value, breaks the graph, and is refused with ``fullgraph=True``: that is so in PyTorch as well.
+
+`clip_grad_adaptive_` and `fold_into` have no counterpart there: adaptive gradient clipping straight from parameters,
+and a fused optimizer that clips in its own step.
 """
 
+import inspect
+import math
 import types
 import warnings
 import weakref
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from . import arguments, rules
 from .backends import torch as backend
+from .backends.torch_sharded import as_norm_of
 
 __all__ = [
     "NonFiniteGradientError",
+    "clip_grad_adaptive_",
     "clip_grad_norm_",
     "clip_grad_value_",
     "clip_grads_with_norm_",
@@ -72,7 +89,8 @@ def clip_grad_norm_(
         The order p of the norm (Σ|x|ᵖ)¹ᐟᵖ: any p > 0, ``inf`` or ``"inf"``.
     error_if_nonfinite : bool, default False
         Whether to raise, on a GPU after waiting for it, where a gradient is not finite; else all become NaN. Finite
-        gradients whose norm overflows float32 do not count, and keep their direction.
+        gradients whose norm overflows float32 do not count, and keep their direction. In ``torch.compile`` it breaks
+        the graph.
     foreach : bool, optional
         Has no effect.
 
@@ -80,6 +98,7 @@ def clip_grad_norm_(
     -------
     0-d tensor
         The norm before clipping: float64 if a gradient is float64 or complex128, else float32. 0.0 without gradients.
+        Where all gradients are DTensors of one mesh, it is a DTensor that every rank holds.
 
     Raises
     ------
@@ -88,8 +107,8 @@ def clip_grad_norm_(
     ValueError
         ``max_norm`` is negative or NaN, or ``norm_type`` is not above 0.
     NonFiniteGradientError
-        With ``error_if_nonfinite``. It is a RuntimeError, names the parameters by position, and nothing has been
-        written.
+        With ``error_if_nonfinite``. It is a RuntimeError, begins as PyTorch's does, names the parameters by position,
+        and nothing has been written.
 
     Warns
     -----
@@ -108,13 +127,15 @@ def clip_grad_norm_(
     >>> print(clip_grad_norm_([w], max_norm=1.0), w.grad)
     tensor(5.) tensor([0.6000, 0.8000])
     """
-    try:
-        norm: torch.Tensor = rules.clip_by_global_norm_(
-            _grads(parameters), max_norm, ord=float(norm_type), nonfinite="raise" if error_if_nonfinite else "nan"
-        )
-    except rules.NonFiniteGradientError as error:
-        raise NonFiniteGradientError(f"{error} (grads[i] is the gradient of parameters[i])") from None
-    return norm
+    grads, ord = _grads(parameters), float(norm_type)
+    if error_if_nonfinite:
+        # A value decides, which no compiler can trace. What it leaves out of its graph runs as it does without one.
+        clip = torch.compiler.disable(_clip_or_raise) if torch.compiler.is_compiling() else _clip_or_raise
+        norm = clip(grads, max_norm, ord)
+    else:
+        norm = rules.clip_by_global_norm_(grads, max_norm, ord=ord)
+    placed: torch.Tensor = as_norm_of(grads, norm)
+    return placed
 
 
 def clip_grad_value_(parameters: Tensors, clip_value: float, foreach: bool | None = None) -> None:
@@ -175,7 +196,7 @@ def get_total_norm(
     norm_type : float, default 2.0
         The order, as for `clip_grad_norm_`.
     error_if_nonfinite : bool, default False
-        Whether to raise where a tensor is not finite.
+        Whether to raise where a tensor is not finite, as for `clip_grad_norm_`.
     foreach : bool, optional
         Has no effect.
 
@@ -189,7 +210,7 @@ def get_total_norm(
     ValueError
         ``norm_type`` is not above 0.
     NonFiniteGradientError
-        With ``error_if_nonfinite``. It is a RuntimeError, and names the tensors by position.
+        With ``error_if_nonfinite``. It is a RuntimeError, begins as PyTorch's does, and names the tensors by position.
 
     References
     ----------
@@ -204,10 +225,12 @@ def get_total_norm(
     tensors = [tensors] if isinstance(tensors, torch.Tensor) else list(tensors)
     norm: torch.Tensor = rules.global_norm(tensors or [torch.zeros(0)], ord=float(norm_type))
     if error_if_nonfinite and not norm.isfinite():
-        bad = [f"tensors[{i}]" for i, t in enumerate(tensors) if not t.isfinite().all()]
+        values = [backend.sparse_values(backend.coalesce(t)) if backend.is_sparse(t) else t for t in tensors]
+        bad = [f"tensors[{i}]" for i, t in enumerate(values) if not backend.all_finite(t)]
         if bad:  # else all tensors are finite, and their norm does not fit float32
-            raise NonFiniteGradientError(f"not finite: {', '.join(bad)}")
-    return norm
+            raise NonFiniteGradientError(f"{_nonfinite(float(norm_type))}: not finite: {', '.join(bad)}")
+    placed: torch.Tensor = as_norm_of(tensors, norm)
+    return placed
 
 
 def clip_grads_with_norm_(
@@ -222,7 +245,8 @@ def clip_grads_with_norm_(
     max_norm : float or 0-d tensor
         As for `clip_grad_norm_`.
     total_norm : float or 0-d tensor
-        The norm n ≥ 0, as `get_total_norm` gives it. Where it is NaN or infinite, the gradients become NaN.
+        The norm n ≥ 0, as `get_total_norm` gives it. Where it is NaN or infinite, the gradients become NaN. A DTensor
+        whose parts are still to be joined, as PyTorch's own ``get_total_norm`` gives, is joined first.
     foreach : bool, optional
         Has no effect.
 
@@ -254,13 +278,85 @@ def clip_grads_with_norm_(
     rules.clip_by_global_norm_(_grads(parameters), max_norm, norm=total_norm)
 
 
+def clip_grad_adaptive_(
+    parameters: Tensors,
+    clip_factor: float = 0.01,
+    eps: float = 1e-3,
+    norm_type: float = 2.0,
+    *,
+    axis: int | tuple[int, ...] | None = None,
+    unit_axis: int | None = None,
+) -> None:
+    """Adaptive gradient clipping (AGC), straight from parameters: each unit's gradient is held against its weights.
+
+    With G and W the gradient and the weights of one unit, G becomes r·max(‖W‖, eps)·G/‖G‖ where ‖G‖ > r·max(‖W‖, eps),
+    and stays as it is elsewhere. It is `gradclip.clip_adaptive_` for parameters, with the arguments of timm's
+    ``adaptive_clip_grad`` in their order. Leave out the last layer, as the paper does.
+
+    Parameters
+    ----------
+    parameters : tensor or iterable of tensors
+        Whose ``.grad`` is clipped; they themselves are read alone. Those without a gradient are passed over.
+    clip_factor : float or 0-d tensor, default 0.01
+        The factor r ≥ 0, without a unit.
+    eps : float or 0-d tensor, default 1e-3
+        The least norm that weights are taken to have, so that weights of zero can be trained.
+    norm_type : float, default 2.0
+        The order of both norms, as for `clip_grad_norm_`.
+    axis : int or tuple of int, optional
+        The axes that a unit's weights lie along, where ``unit_axis`` cannot say it.
+    unit_axis : int, optional
+        The axis that counts the units, by default the first, as PyTorch's layers have it: (out, in, …). Tensors with
+        fewer than two axes are one unit.
+
+    Raises
+    ------
+    TypeError
+        A factor or ``eps`` is not a number.
+    ValueError
+        A factor or ``eps`` is negative or NaN, ``norm_type`` is not above 0, or a parameter has no such axis.
+
+    Warns
+    -----
+    UserWarning
+        As for `clip_grad_norm_`.
+
+    Notes
+    -----
+    timm's function divides by max(‖G‖, 1e-6); here is no such bound, and gradients stay right where their squares do
+    not fit their dtype.
+
+    References
+    ----------
+    Brock, De, Smith and Simonyan, *High-performance large-scale image recognition without normalization*, ICML 2021,
+    equation 3. ``timm.utils.agc.adaptive_clip_grad``.
+
+    Examples
+    --------
+    >>> import torch
+    >>> w = torch.nn.Parameter(torch.tensor([[3.0, 4.0], [0.3, 0.4]]))  # two units, of norms 5 and 0.5
+    >>> w.grad = torch.tensor([[0.3, 0.4], [0.3, 0.4]])
+    >>> clip_grad_adaptive_([w], clip_factor=0.2)
+    >>> print(w.grad)
+    tensor([[0.3000, 0.4000],
+            [0.0600, 0.0800]])
+    """
+    listed = _listed(parameters)
+    grads, weights = [p.grad for p in listed], [None if p.grad is None else p.detach() for p in listed]
+    rules.clip_adaptive_(grads, weights, clip_factor, eps=eps, ord=float(norm_type), axis=axis, unit_axis=unit_axis)
+
+
 @torch.no_grad()
 def fold_into(optimizer: torch.optim.Optimizer, norm: Any, max_norm: Any) -> None:
     """Let the next step of a fused optimizer clip the gradients while it reads them.
 
-    Call it before each ``optimizer.step()`` (without a closure). With n the norm and c the threshold, the step divides
-    all gradients by n/c where n > c, and takes them as they are, bit for bit, where n ≤ c. Where n is NaN or infinite,
-    it changes neither parameters nor the optimizer's state, whatever c is. A later step knows nothing of it.
+    Call it before each ``optimizer.step()``, after the last change of the gradients. With n the norm and c the
+    threshold, the step divides all gradients by n/c where n > c, and takes them as they are, bit for bit, where n ≤ c.
+    Where n is NaN or infinite, it changes neither parameters nor the optimizer's state, whatever c is.
+
+    What is folded holds for these gradients and one step. A later step knows nothing of it: not after a step that was
+    begun and raised, and not after one that was left out, for gradients that were replaced since are stepped on as they
+    are. So are gradients that were changed in place since, and a warning says so.
 
     It saves the pass that `clip_grad_norm_` takes where it clips. But a step that is given a factor may write the
     gradients back, clipped or not: PyTorch's fused Adam does. Then folding pays where most steps are clipped.
@@ -271,20 +367,34 @@ def fold_into(optimizer: torch.optim.Optimizer, norm: Any, max_norm: Any) -> Non
 
     Parameters
     ----------
-    optimizer : torch.optim.Adam, AdamW or SGD
-        Made with ``fused=True``, for all of its parameter groups.
+    optimizer : torch.optim.Adam, AdamW, SGD or Adagrad
+        Made with ``fused=True``, for all of its parameter groups; or of a subclass that keeps their ``step``. The step
+        of any other optimizer would not know what was folded into it.
     norm : float or 0-d tensor
         The norm n ≥ 0 of all gradients, as `gradclip.global_norm` and `get_total_norm` give it.
     max_norm : float or 0-d tensor
         The threshold c ≥ 0, in the unit of the gradients. ``inf`` clips nothing; 0 makes every gradient 0. Where only
         the device knows that it is negative or NaN, the step is skipped.
 
+        The step reads n/c as float32. Beyond 2¹⁰⁰, gradients are clipped to 2¹⁰⁰·c first, in place. Where only the
+        device knows n or c, and n/c is more than float32 can hold, the step is skipped: else each fold would cost the
+        pass that it saves, or a wait.
+
     Raises
     ------
     TypeError
-        ``optimizer`` is not an optimizer, or has no fused step; ``norm`` or ``max_norm`` is not a number.
+        ``optimizer`` is none of these; ``norm`` or ``max_norm`` is not a number.
     ValueError
         ``optimizer`` was made without ``fused=True``; ``norm`` or ``max_norm`` is negative, or ``max_norm`` is NaN.
+        The step raises it too, if it is given a closure, which would compute other gradients. Within a closure, after
+        its ``backward()``, ``fold_into`` may be called.
+    RuntimeError
+        Raised by the step where a ``GradScaler`` has taken in what was folded for gradients that were replaced since.
+
+    Warns
+    -----
+    UserWarning
+        Given by the step, where gradients were changed in place since: they are not clipped.
 
     References
     ----------
@@ -302,69 +412,157 @@ def fold_into(optimizer: torch.optim.Optimizer, norm: Any, max_norm: Any) -> Non
     tensor([-0.6000, -0.8000])
     """
     name = type(optimizer).__name__
-    if not isinstance(optimizer, torch.optim.Optimizer) or "fused" not in optimizer.defaults:
+    step = getattr(type(optimizer), "step", None)
+    # The first optimizer of a class wraps its step in the hooks.
+    if step is None or not any(inspect.unwrap(step) is inspect.unwrap(kind.step) for kind in _FUSED):
         raise TypeError(
-            f"optimizer must be one with a fused step, such as Adam, AdamW or SGD of torch.optim, got {name}"
+            "optimizer must be one with a fused step: Adam, AdamW, SGD or Adagrad of torch.optim, or a subclass that "
+            f"keeps their step, got {name}, whose step would not clip"
         )
     if not all(group["fused"] for group in optimizer.param_groups):
         raise ValueError(f"fold_into needs a fused step: make the optimizer with {name}(..., fused=True)")
     max_norm = arguments.threshold(max_norm, backend)
-    number = arguments.value_of(norm, backend, "norm")
-    if number is not None and number < 0:
-        raise ValueError(f"norm must be ≥ 0, got {number}")
-    device = next((p.device for group in optimizer.param_groups for p in group["params"]), torch.device("cpu"))
-    # What the host knows is filled in: to copy it would make the host wait for a GPU.
-    n, c = (
-        x.to(device, torch.float64)
-        if isinstance(x, torch.Tensor) and not x.is_cpu
-        else torch.full((), float(x), dtype=torch.float64, device=device)
-        for x in (norm, max_norm)
-    )
-    # As in clip_by_global_norm_, a threshold is compared in the dtype of the norm: a norm just measured clips nothing.
-    its = norm.dtype if isinstance(norm, torch.Tensor) and norm.is_floating_point() else torch.float64
-    keep = (n.to(its) <= c.to(its)) | (c == torch.inf)
-    optimizer.grad_scale = torch.where(keep, 1.0, n / c).to(torch.float32)  # type: ignore[attr-defined]
-    optimizer.found_inf = (~(n.isfinite() & (c >= 0))).to(torch.float32)  # type: ignore[attr-defined]
-    unborn = [
-        p
-        for group in optimizer.param_groups
-        for p in group["params"]
-        if group.get("momentum") and optimizer.state.get(p, {}).get("momentum_buffer") is None
-    ]
+    n, c = arguments.value_of(norm, backend, "norm"), arguments.value_of(max_norm, backend, "max_norm")
+    if n is not None and n < 0:
+        raise ValueError(f"norm must be ≥ 0, got {n}")
+    params = [p for group in optimizer.param_groups for p in group["params"]]
+    grads = [p.grad for p in params if p.grad is not None]
+    if n is not None and c is not None and 0 < c * _MOST < n < math.inf:
+        rules.clip_by_global_norm_(grads, c * _MOST, norm=n)
+        n = c * _MOST
+    # What the host knows is handed on as a number: to copy a tensor would make the host wait for a GPU.
+    measured = backend.given(norm if n is None else n, grads or params)
+    (first, second), _ = backend.clip_factors(measured, max_norm if c is None else c)
+    factor = first * second
+    finite = (first.new_zeros(()) + measured.mantissa).isfinite() & ~factor.isnan()
+    grad_scale = (1 / factor).float()
+    found_inf = (~finite | (grad_scale.isinf() & (factor > 0))).float()
+    # The hooks of an optimizer are those of its first fold.
     if optimizer not in _FOLDED:
-        optimizer.register_step_post_hook(_unfold)
-    _FOLDED[optimizer] = optimizer.found_inf, unborn  # type: ignore[attr-defined]
+        optimizer.register_step_pre_hook(_before_step)
+        optimizer.register_step_post_hook(_after_step)
+    optimizer.grad_scale, optimizer.found_inf = grad_scale, found_inf  # type: ignore[attr-defined]
+    _FOLDED[optimizer] = _Folded(
+        grad_scale,
+        found_inf,
+        [(p, p.grad if p.grad is None else weakref.ref(p.grad), _version(p.grad)) for p in params],
+        [
+            p
+            for g in optimizer.param_groups
+            if g.get("momentum")
+            for p in g["params"]
+            if _momentum(optimizer, p) is None
+        ],
+    )
 
 
-# What was folded into the next step of an optimizer: found_inf, and the parameters without a momentum so far.
-_FOLDED: weakref.WeakKeyDictionary[torch.optim.Optimizer, Any] = weakref.WeakKeyDictionary()
+_FUSED = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD, torch.optim.Adagrad)
+_MOST = 2.0**100  # times max_norm: a norm up to here can be divided by it in float32
+
+
+class _Folded(NamedTuple):
+    """What was folded into the next step of an optimizer, and for which gradients."""
+
+    grad_scale: torch.Tensor
+    found_inf: torch.Tensor
+    grads: list[tuple[torch.nn.Parameter, Any, int]]  # of each parameter: a weak reference to it, and its version
+    without_momentum: list[torch.nn.Parameter]  # parameters for which the next step makes one
+    begun: bool = False
+
+
+_FOLDED: weakref.WeakKeyDictionary[torch.optim.Optimizer, _Folded | None] = weakref.WeakKeyDictionary()
+
+
+def _version(grad: torch.Tensor | None) -> int:
+    """How often a gradient was written to; of tensors made in inference mode, PyTorch does not know."""
+    return 0 if grad is None or grad.is_inference() else grad._version
+
+
+def _momentum(optimizer: Any, p: torch.nn.Parameter) -> Any:
+    return optimizer.state.get(p, {}).get("momentum_buffer")
+
+
+def _before_step(optimizer: Any, args: tuple[Any, ...], options: dict[str, Any]) -> None:
+    """Runs before each step: what was folded for other gradients, or into a step that raised, is taken out again."""
+    folded = _FOLDED.get(optimizer)
+    if folded is None:
+        return
+    closure = options.get("closure", args[1] if len(args) > 1 else None)  # args[0] is the optimizer
+    # A GradScaler multiplies its scale in, unless it has unscaled; and looking for NaN, it writes to the gradients.
+    scaled = getattr(optimizer, "grad_scale", None) is not folded.grad_scale
+    replaced = any(p.grad is not (ref and ref()) for p, ref, _ in folded.grads)
+    changed = not scaled and any(_version(p.grad) != version for p, _, version in folded.grads)
+    if not (closure or folded.begun or replaced or changed):
+        _FOLDED[optimizer] = folded._replace(begun=True)
+        return
+    _FOLDED[optimizer] = None
+    if optimizer.found_inf is folded.found_inf:
+        del optimizer.grad_scale, optimizer.found_inf
+    elif not scaled:
+        optimizer.grad_scale = None  # GradScaler removes both itself
+    if closure:
+        raise ValueError(
+            "fold_into was called before a step with a closure, which would compute other gradients; call it within "
+            "the closure, after backward()"
+        )
+    if scaled:
+        del optimizer.grad_scale, optimizer.found_inf
+        raise RuntimeError(
+            "what fold_into was called for, gradients that were replaced since or a step that raised, was multiplied "
+            "into GradScaler's scale; call fold_into before each scaler.step"
+        )
+    if changed and not (replaced or folded.begun):
+        warnings.warn(
+            "gradients were changed after fold_into: this step takes them as they are, and does not clip; call "
+            "fold_into after the last change",
+            stacklevel=3,
+        )
 
 
 @torch.no_grad()
-def _unfold(optimizer: Any, *_: Any) -> None:
-    """Runs after each step: what was folded into it must not be felt in the next one."""
+def _after_step(optimizer: Any, *_: Any) -> None:
+    """Runs after each step: what was folded into it is not there for the next one."""
     folded, _FOLDED[optimizer] = _FOLDED.get(optimizer), None
     if folded is None:
         return
-    found_inf, unborn = folded
-    for p in unborn:
+    for p in folded.without_momentum:
         # A first step of SGD that is skipped leaves its momentum as it found the memory.
-        buffer = optimizer.state.get(p, {}).get("momentum_buffer")
-        if buffer is not None:
-            buffer.masked_fill_(optimizer.found_inf.to(buffer.device) != 0, 0.0)
-    if optimizer.found_inf is found_inf:  # else GradScaler has put its own there, and removes both itself
+        if (momentum := _momentum(optimizer, p)) is not None:
+            momentum.masked_fill_(optimizer.found_inf.to(momentum.device) != 0, 0.0)
+    if optimizer.found_inf is folded.found_inf:  # else GradScaler has put its own there, and removes both itself
         del optimizer.grad_scale, optimizer.found_inf
+
+
+def _clip_or_raise(grads: list[Any], max_norm: Any, ord: float) -> torch.Tensor:
+    """Clip, or raise as PyTorch does where a gradient is not finite."""
+    try:
+        norm: torch.Tensor = rules.clip_by_global_norm_(grads, max_norm, ord=ord, nonfinite="raise")
+    except rules.NonFiniteGradientError as error:
+        raise NonFiniteGradientError(
+            f"{_nonfinite(ord)}: {error} (grads[i] is the gradient of parameters[i])"
+        ) from None
+    return norm
+
+
+def _nonfinite(ord: float) -> str:
+    """How PyTorch's error begins, which code that catches it may look for."""
+    return f"The total norm of order {ord} for gradients from `parameters` is non-finite, so it cannot be clipped"
+
+
+def _listed(parameters: Tensors, stacklevel: int = 3) -> list[torch.Tensor]:
+    """The parameters as a list, with a warning where a generator has none left."""
+    listed = [parameters] if isinstance(parameters, torch.Tensor) else list(parameters)
+    if isinstance(parameters, types.GeneratorType) and not listed:
+        warnings.warn(  # begins as PyTorch's does, which filters may look for
+            "`parameters` is an empty generator, no gradient clipping will occur. A generator such as "
+            "model.parameters() can be used once; list(model.parameters()) can be used again",
+            stacklevel=stacklevel,
+        )
+    return listed
 
 
 def _grads(parameters: Tensors) -> list[Any]:
     """The gradient of each parameter, None where it has none, so that a position names a parameter."""
-    listed = [parameters] if isinstance(parameters, torch.Tensor) else list(parameters)
-    if isinstance(parameters, types.GeneratorType) and not listed:
-        warnings.warn(
-            "parameters is an empty generator: no gradient is clipped. A generator such as model.parameters() can be "
-            "used once; list(model.parameters()) can be used again",
-            stacklevel=3,
-        )
-    grads = [p.grad for p in listed]
+    grads = [p.grad for p in _listed(parameters, stacklevel=4)]
     # Without any, an empty tensor says that this is PyTorch: the norm is a tensor then, and thresholds may be.
     return grads if any(g is not None for g in grads) else [torch.zeros(0)]

@@ -199,7 +199,11 @@ def weights_of(tree: Tree, params: Nested) -> list[Any]:
         raise TypeError(f"params are {backend.NAME} arrays, the gradients {tree.backend.NAME} ones")
     for i, array in enumerate(tree.arrays):
         rows = i in tree.sparse  # a sparse gradient holds some rows of the whole one
-        if tuple(weights[i].shape)[rows:] != tuple(array.shape)[rows:]:
+        if None in {getattr(x.shape, "rank", 0) for x in (array, weights[i])}:
+            raise ValueError(f"{tree.name(i)}, or its parameter, has no known rank here: tf.ensure_shape sets it")
+        pairs = zip(tuple(weights[i].shape)[rows:], tuple(array.shape)[rows:], strict=False)
+        differ = any(a != b and a is not None and b is not None for a, b in pairs)  # TensorFlow may not know a length
+        if differ or len(weights[i].shape) != len(array.shape):
             shapes = f"{tuple(array.shape)}, its parameter {tuple(weights[i].shape)}"
             raise ValueError(f"{tree.name(i)} has shape {shapes}")
     return weights

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import torch
 
+import gradclip
 from benchmarks import cpu, gpu
 from benchmarks.frameworks import FRAMEWORKS
 from benchmarks.measure import gradients
-from benchmarks.record import RESULTS, held_against, write
+from benchmarks.record import RESULTS, held_against, versions, write
 from benchmarks.shapes import SETS, SHAPES, elements
 from benchmarks.timing import compare
 
@@ -76,6 +77,9 @@ def times(own, **slower):
                 seconds = slower.get(framework, own) if name == "lstm" else own
                 tables["seconds"] += [{**about, "who": "gradclip", "median": 1.0}]
                 tables["seconds"] += [{**about, "who": "own", "median": seconds}]
+    for case, exchanges in (("first call", {"exchanges": 1}), ("unclipped", {}), ("clipped", {})):
+        for who, seconds in (("gradclip", 1.0), ("own", slower.get("sharded", 20.0))):
+            tables["sharded"] += [{"set": "", "case": case, "who": who, "median": seconds, **exchanges}]
     return tables
 
 
@@ -85,6 +89,10 @@ def test_a_missed_bar_is_said_to_be_missed():
     assert missed == {"torch unclipped, lstm: times as fast": "lstm"}
     missed = [bar["bar"] for bar in cpu.bars(times(own=3.0, jax=0.99)) if not bar["met"]]
     assert missed == ["jax unclipped, each set: times as fast", "jax clipped, each set: times as fast"]
+    missed = [bar["bar"] for bar in cpu.bars(times(own=3.0, sharded=19.0)) if not bar["met"]]
+    assert missed == ["torch sharded, first call: times as fast"]
+    missed = [bar["bar"] for bar in cpu.bars(times(own=3.0, sharded=0.9)) if not bar["met"]]
+    assert missed[1:] == ["torch sharded, unclipped and clipped: times as fast"]
 
 
 def test_a_run_is_recorded_and_shown(tmp_path):
@@ -107,6 +115,14 @@ def test_a_run_is_recorded_and_shown(tmp_path):
     assert "tiny" in shown
     assert all(bar["bar"] in shown for bar in read["bars"])
     assert ("MISSED" in shown) == any(not bar["met"] for bar in read["bars"])
+
+
+def test_the_versions_are_of_what_is_imported(tmp_path, monkeypatch):
+    for folder, version in (("first", "2.14.1"), ("second", "2.13.0")):
+        (tmp_path / folder / "torch.dist-info").mkdir(parents=True)
+        (tmp_path / folder / "torch.dist-info" / "METADATA").write_text(f"Name: torch\nVersion: {version}\n")
+    monkeypatch.setattr(sys, "path", [str(tmp_path / "first"), str(tmp_path / "second")])
+    assert versions() == {"torch": "2.14.1", "gradclip": gradclip.__version__}
 
 
 # On a GPU ------------------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+import torch
 
 from book.frameworks import edge_cases
 from book.frameworks.edge_cases import Answers, Case, Rows
@@ -17,6 +18,8 @@ def f32(*values):
 
 TWICE = f32(3, 4)
 HALF = np.full(4, 40000, np.float16)
+# PyTorch has a norm of sparse gradients on the CPU from version 2.14 on, and sums repeated rows first.
+ROW_IN_PYTORCH, MARK_OF_IT = ("1 0", "=") if torch.__version__ >= (2, 14) else ("error: NotImplementedError", "x")
 # The formula in NumPy, PyTorch, TensorFlow, Keras, optax, gradclip on its four frameworks.
 CASES = {
     "ordinary": (Case([f32(3, 4)], 1), *["0.6 0.8"] * 9),
@@ -36,7 +39,7 @@ CASES = {
     "None": (Case([f32(3, 4), None], 1), "error: TypeError", *["0.6 0.8"] * 8),
     "rows": (
         Case([Rows([0, 0], f32(3, 4))], 1),
-        *["–", "error: NotImplementedError", "1.4 0", "1.4 0", "–"],
+        *["–", ROW_IN_PYTORCH, "1.4 0", "1.4 0", "–"],
         *["–", "1 0", "1 0", "–"],
     ),
     "twice": (
@@ -81,7 +84,7 @@ def test_a_row():
     row = edge_cases.ask(CASES["c = -1"][0])
     assert [row.mark(system) for system in row.by] == ["a", "a", "b", "b", "a", "c"]
     row = edge_cases.ask(CASES["rows"][0])
-    assert [row.mark(system) for system in row.by] == ["", "x", "x", "x", "", "="]
+    assert [row.mark(system) for system in row.by] == ["", MARK_OF_IT, "x", "x", "", "="]
     assert edge_cases.ask(CASES["twice"][0]).by["gradclip"] == "0.6 0.8 or 0.42 0.57"
     assert edge_cases.ask(CASES["NaN"][0]).agree
 

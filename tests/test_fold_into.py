@@ -16,6 +16,7 @@ OPTIMIZERS = {
     "AdamW": lambda params, **options: torch.optim.AdamW(params, lr=0.1, amsgrad=True, **options),
     "SGD": lambda params, **options: torch.optim.SGD(params, lr=0.1, **options),
     "SGD with momentum": lambda params, **options: torch.optim.SGD(params, lr=0.1, momentum=0.9, **options),
+    "Adagrad": lambda params, **options: torch.optim.Adagrad(params, lr=0.1, **options),
 }
 
 
@@ -159,6 +160,25 @@ def test_a_threshold_of_zero(make, device):
         assert all(torch.equal(p, q) for p, q in zip(params, before, strict=True))
 
 
+@pytest.mark.parametrize("ratio", [1e29, 1e31, 1e38, 1e40, 1e42])
+@pytest.mark.parametrize("size", [1e-3, 1.0, 5e37])
+def test_a_ratio_that_float32_cannot_hold(ratio, size):
+    params = [torch.nn.Parameter(torch.zeros(2, dtype=torch.float64)), torch.nn.Parameter(torch.zeros(2))]
+    for p in params:
+        p.grad = torch.tensor([0.6, 0.8], dtype=p.dtype) * size / 2**0.5
+    optimizer = torch.optim.SGD(params, lr=1.0, fused=True)
+    c = size / ratio
+    for n in (size, torch.tensor(size, dtype=torch.float64)):
+        fold_into(optimizer, n, c)
+        optimizer.step()
+        for p in params:
+            want = np.array([-0.6, -0.8]) * c / 2**0.5
+            # Below the normal numbers of float32, a result is a multiple of 2⁻¹⁴⁹; a factor may be rounded twice.
+            np.testing.assert_allclose(p.detach(), want, rtol=1e-6, atol=3e-45)
+            p.data.zero_()
+            p.grad = torch.tensor([0.6, 0.8], dtype=p.dtype) * size / 2**0.5
+
+
 def test_norms_and_thresholds_of_every_kind(device):
     for n in (
         5.0,
@@ -177,6 +197,133 @@ def test_norms_and_thresholds_of_every_kind(device):
             np.testing.assert_allclose(params[0].detach().cpu(), [-0.6, -0.8], rtol=1e-6)
 
 
+def as_new(params, size, seed):
+    """As after zero_grad() and backward()."""
+    gradients(params, size, seed)
+
+
+def in_place(params, size, seed):
+    """As after zero_grad(set_to_none=False) and backward()."""
+    before = [p.grad for p in params]
+    gradients(params, size, seed)
+    for p, g in zip(params, before, strict=True):
+        g.copy_(p.grad)
+        p.grad = g
+
+
+def raises(*_):
+    raise RuntimeError("no step")
+
+
+@pytest.mark.parametrize("renew", [as_new, in_place])
+def test_after_a_step_that_was_left_out_the_next_one_is_plain(make, renew):
+    params, others = model("cpu"), model("cpu")
+    fused, plain = make(params, fused=True), make(others, fused=False)
+    gradients(params, 10.0, seed=0)
+    fold_into(fused, norm_of(params), 0.1)
+    renew(params, 3.0, seed=1)
+    gradients(others, 3.0, seed=1)
+    if renew is in_place:
+        with pytest.warns(UserWarning, match="changed after fold_into") as warned:
+            fused.step()
+        assert warned[0].filename == __file__
+    else:
+        fused.step()
+    plain.step()
+    same(params, others, rtol=2e-6)
+    assert is_clean(fused)
+
+
+@pytest.mark.parametrize("begun", [True, False])
+def test_after_a_step_that_raised_the_next_one_is_plain(make, begun):
+    params, others = model("cpu"), model("cpu")
+    fused, plain = make(params, fused=True), make(others, fused=False)
+    gradients(params, 10.0, seed=0)
+    gradients(others, 10.0, seed=0)
+    fold_into(fused, norm_of(params), 0.1)
+    if begun:
+        hook = fused.register_step_pre_hook(raises)  # runs after ours, as anything within the step does
+        with pytest.raises(RuntimeError, match="no step"):
+            fused.step()
+        hook.remove()
+    else:
+        with pytest.raises(ValueError, match="with a closure"):
+            fused.step(raises)
+        assert is_clean(fused)
+    fused.step()
+    plain.step()
+    same(params, others, rtol=2e-6)
+    assert is_clean(fused)
+
+
+def test_within_a_closure_it_may_be_called(make):
+    params, others = model("cpu"), model("cpu")
+    fused, plain = make(params, fused=True), make(others, fused=False)
+
+    def closure():
+        gradients(params, 10.0, seed=0)
+        fold_into(fused, norm_of(params), 0.1)
+
+    for _ in range(2):
+        fused.step(closure)
+        assert is_clean(fused)
+        gradients(others, 10.0, seed=0)
+        clip_grad_norm_(others, 0.1)
+        plain.step()
+    same(params, others, rtol=2e-6)
+
+
+@pytest.mark.parametrize("unscale", [True, False])
+def test_a_scaler_after_a_step_that_was_left_out(make, unscale):
+    params, others = model("cpu"), model("cpu")
+    fused, plain = make(params, fused=True), make(others, fused=False)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    scaler.scale(torch.zeros(()))
+    gradients(params, 1e4, seed=0)
+    fold_into(fused, norm_of(params) / 1024, 0.1)
+    gradients(params, 1024.0, seed=1)
+    gradients(others, 1.0, seed=1)
+    if unscale:
+        scaler.unscale_(fused)
+        scaler.step(fused)
+        plain.step()
+    else:
+        with pytest.raises(RuntimeError, match=r"call fold_into before each scaler\.step"):
+            scaler.step(fused)
+    same(params, others, rtol=2e-6)
+    assert is_clean(fused)
+
+
+class Ignores(torch.optim.Optimizer):
+    """An optimizer with a fused step of its own."""
+
+    def step(self):
+        pass
+
+
+class Overrides(torch.optim.SGD):
+    def step(self):
+        pass
+
+
+class Keeps(torch.optim.SGD):
+    """A subclass that adds something beside the step."""
+
+
+@pytest.mark.parametrize("scheduled", [True, False])
+def test_a_subclass_that_keeps_the_step_is_taken(scheduled):
+    params = model("cpu")
+    before = [p.detach().clone() for p in params]
+    optimizer = Keeps(params, lr=1.0, fused=True)
+    if scheduled:
+        torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0)  # wraps the step of this one optimizer
+    gradients(params, 10.0, seed=0)
+    fold_into(optimizer, norm_of(params), 1.0)
+    optimizer.step()
+    moved = torch.cat([(p - b).reshape(-1) for p, b in zip(params, before, strict=True)])
+    assert moved.norm().item() == pytest.approx(1.0, rel=1e-5)
+
+
 def test_what_is_refused():
     params = model("cpu")
     fused = torch.optim.SGD(params, lr=0.1, fused=True)
@@ -185,6 +332,8 @@ def test_what_is_refused():
         (ValueError, r"AdamW\(\.\.\., fused=True\)", (torch.optim.AdamW(params, foreach=True), 1.0, 1.0)),
         (TypeError, "with a fused step.*got RMSprop", (torch.optim.RMSprop(params), 1.0, 1.0)),
         (TypeError, "with a fused step.*got list", (params, 1.0, 1.0)),
+        (TypeError, "got Ignores, whose step would not clip", (Ignores(params, {"lr": 0.1, "fused": True}), 1.0, 1.0)),
+        (TypeError, "got Overrides, whose step would not clip", (Overrides(params, fused=True), 1.0, 1.0)),
         (ValueError, "max_norm must be ≥ 0, got -1", (fused, 1.0, -1.0)),
         (ValueError, "max_norm must be ≥ 0, got nan", (fused, 1.0, torch.tensor(NAN))),
         (TypeError, "max_norm must be a number", (fused, 1.0, "1")),

@@ -1,6 +1,10 @@
 """In place is planned whole, then written whole: whatever fails, no array has been written to, or nothing can fail."""
 
 import math
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -192,3 +196,16 @@ def test_compiled_whole_one_array_listed_twice():
     compiled = torch.compile(lambda a, b: gradclip.clip_by_global_norm_([a, b], 1.0), fullgraph=True)
     assert float(compiled(g, g)) == 5.0
     np.testing.assert_allclose(g, [0.6, 0.8], rtol=1e-6)
+
+
+def test_the_first_call_of_a_process_may_be_compiled():
+    """What is looked up once for each type of array is looked up while PyTorch traces."""
+    code = """
+        import torch, gradclip
+        @torch.compile(fullgraph=True, backend="eager")
+        def step(g):
+            gradclip.clip_by_global_norm_(g, 1.0)
+            return gradclip.clip_by_norm(g, 0.5)
+        assert abs(float(step(torch.tensor([3.0, 4.0])).norm()) - 0.5) < 1e-6
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True, cwd=Path(__file__).parent.parent)

@@ -313,6 +313,216 @@ def test_config_round_trip():
     assert ClippedOptimizer.from_config(config, custom_objects={"mine": mine}).clip is mine
 
 
+# Inside Keras' own wrappers and callbacks -----------------------------------------------------------------------------
+
+SETTINGS = {
+    "weight_decay": 0.1,
+    "use_ema": True,
+    "ema_momentum": 0.8,
+    "ema_overwrite_frequency": 5,
+    "loss_scale_factor": 64.0,
+    "gradient_accumulation_steps": 2,
+}
+
+
+def test_settings_are_the_inner_ones():
+    inner = keras.optimizers.SGD(0.1, **SETTINGS)
+    optimizer = ClippedOptimizer(inner, clip)
+    assert {name: getattr(optimizer, name) for name in SETTINGS} == SETTINGS
+    changed = {"weight_decay": 0.2, "ema_momentum": 0.5, "ema_overwrite_frequency": 7, "loss_scale_factor": 2.0}
+    for name, value in changed.items():
+        setattr(optimizer, name, value)
+        assert getattr(inner, name) == value
+    assert float(optimizer.scale_loss(3.0)) == 6.0
+
+
+def test_weights_can_be_carried_from_one_optimizer_to_another():
+    for kind in (keras.optimizers.SGD, keras.optimizers.Adam):
+        one, other = (ClippedOptimizer(kind(0.1), clip) for _ in range(2))
+        variable = keras.Variable([1.0, 1.0])
+        for _ in range(3):
+            one.apply([keras.ops.array([3.0, 4.0])], [variable])
+        other.build([variable])
+        other.set_weights(one.variables)
+        assert int(other.iterations) == 3
+        for a, b in zip(one.variables, other.variables, strict=True):
+            np.testing.assert_array_equal(keras.ops.convert_to_numpy(a), keras.ops.convert_to_numpy(b))
+
+
+def averaging(clipped):
+    settings = {"use_ema": True, "ema_momentum": 0.9}
+    if clipped:
+        return ClippedOptimizer(keras.optimizers.SGD(0.1, **settings), clip)
+    return keras.optimizers.SGD(0.1, global_clipnorm=0.5, **settings)
+
+
+@pytest.mark.parametrize("swap_on_epoch", [False, True])
+@pytest.mark.parametrize("wrapper", ["none", "loss scale", "by variable", "both"])
+def test_averaged_weights_inside_keras_own_wrappers(wrapper, swap_on_epoch):
+    def wrapped(clipped):
+        # Each optimizer has all variables of its own, so that both ways clip by the same norm.
+        if wrapper in ("none", "loss scale"):
+            optimizer = averaging(clipped)
+        else:
+            kinds = keras.optimizers.OptimizerMap(averaging(clipped), {".*bias": averaging(clipped)})
+            optimizer = keras.optimizers.MultiOptimizer(kinds)
+        if wrapper in ("loss scale", "both"):
+            optimizer = keras.optimizers.LossScaleOptimizer(optimizer, initial_scale=64.0)
+        return optimizer
+
+    losses = []
+    for clipped in (False, True):
+        model = dense()
+        model.compile(wrapped(clipped), "mse")
+        callbacks = [keras.callbacks.SwapEMAWeights(swap_on_epoch=swap_on_epoch)]
+        run = model.fit(
+            X, Y, batch_size=8, epochs=2, shuffle=False, validation_data=(X, Y), verbose=0, callbacks=callbacks
+        )
+        losses.append([run.history["val_loss"], *weights(model)])
+    for own, ours in zip(*losses, strict=True):
+        np.testing.assert_allclose(ours, own, rtol=1e-5, atol=1e-6)
+
+
+def test_a_model_with_an_optimizer_for_each_kind_of_variable_is_saved_and_loaded(tmp_path):
+    def new():
+        kinds = {".*bias": ClippedOptimizer(keras.optimizers.Adam(0.05), ByNorm(0.25))}
+        default = ClippedOptimizer(keras.optimizers.SGD(0.1, momentum=0.9), clip)
+        return keras.optimizers.MultiOptimizer(keras.optimizers.OptimizerMap(default, kinds))
+
+    straight = fit(new(), epochs=4)
+    model = fit(new(), epochs=2)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    fit_on = loaded.fit(X, Y, batch_size=8, epochs=2, shuffle=False, verbose=0)
+    assert len(fit_on.history["loss"]) == 2
+    assert len(loaded.optimizer.variables) == len(model.optimizer.variables)
+    assert [int(o.iterations) for o in loaded.optimizer.optimizers] == [16, 16]
+    assert_same(loaded, straight)
+
+
+def test_half_precision_with_a_loss_scale():
+    """Under mixed_float16 compile wraps what it is given in a LossScaleOptimizer."""
+    runs = []
+    for optimizer in (
+        keras.optimizers.SGD(0.1, global_clipnorm=0.5, use_ema=True),
+        ClippedOptimizer(keras.optimizers.SGD(0.1, use_ema=True), clip),
+    ):
+        keras.utils.set_random_seed(0)
+        policy = keras.mixed_precision.Policy("mixed_float16")
+        layers = [keras.layers.Dense(4, activation="tanh", dtype=policy), keras.layers.Dense(1, dtype=policy)]
+        model = keras.Sequential([keras.Input((3,)), *layers])
+        scaled = keras.optimizers.LossScaleOptimizer(optimizer, initial_scale=256.0)
+        model.compile(scaled, "mse", auto_scale_loss=False)
+        model.fit(X, Y, batch_size=8, epochs=2, shuffle=False, verbose=0, callbacks=[keras.callbacks.SwapEMAWeights()])
+        runs.append(model)
+    # Products in half precision are rounded to three digits, and may be added in another order.
+    for own, ours in zip(*map(weights, runs), strict=True):
+        np.testing.assert_allclose(ours, own, rtol=1e-3, atol=1e-3)
+    keras.config.set_dtype_policy("mixed_float16")
+    try:
+        model = dense()
+        model.compile(ClippedOptimizer(keras.optimizers.SGD(0.1), clip), "mse")
+        assert isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer)
+        assert isinstance(model.optimizer.inner_optimizer, ClippedOptimizer)
+        model.fit(X, Y, batch_size=8, epochs=1, verbose=0)
+    finally:
+        keras.config.set_dtype_policy("float32")
+
+
+def test_a_train_step_of_ones_own_scales_the_loss():
+    """What Keras' guides to custom training steps do, on each backend."""
+
+    class Model(keras.Sequential):
+        def train_step(self, *arguments):
+            if BACKEND == "tensorflow":
+                import tensorflow as tf
+
+                ((x, y),) = arguments
+                with tf.GradientTape() as tape:
+                    loss = self.optimizer.scale_loss(self.compute_loss(x, y, self(x, training=True)))
+                grads = tape.gradient(loss, self.trainable_variables)
+                self.optimizer.apply(grads, self.trainable_variables)
+                return {"loss": loss}
+            if BACKEND == "torch":
+                import torch
+
+                ((x, y),) = arguments
+                self.zero_grad()
+                loss = self.optimizer.scale_loss(self.compute_loss(x, y, self(x, training=True)))
+                loss.backward()
+                variables = list(self.trainable_weights)
+                with torch.no_grad():
+                    self.optimizer.apply([v.value.grad for v in variables], variables)
+                return {"loss": loss}
+            import jax
+
+            (trainable, fixed, state, metrics), (x, y) = arguments
+
+            def loss_of(trainable):
+                predicted, _ = self.stateless_call(trainable, fixed, x, training=True)
+                with keras.StatelessScope(state_mapping=list(zip(self.optimizer.variables, state, strict=True))):
+                    return self.optimizer.scale_loss(keras.ops.mean(keras.losses.mean_squared_error(y, predicted)))
+
+            loss, grads = jax.value_and_grad(loss_of)(trainable)
+            trainable, state = self.optimizer.stateless_apply(state, grads, trainable)
+            return {"loss": loss}, (trainable, fixed, state, metrics)
+
+    def run(optimizer, factor=None):
+        keras.utils.set_random_seed(0)
+        model = Model([keras.Input((3,)), keras.layers.Dense(4, activation="tanh"), keras.layers.Dense(1)])
+        return fit(optimizer, model=model, epochs=2)
+
+    plain = fit(keras.optimizers.SGD(0.1, global_clipnorm=0.5), epochs=2)
+    assert_same(run(ClippedOptimizer(keras.optimizers.SGD(0.1, loss_scale_factor=32.0), clip)), plain)
+    scaled = keras.optimizers.LossScaleOptimizer(ClippedOptimizer(keras.optimizers.SGD(0.1), clip), initial_scale=64.0)
+    assert_same(run(scaled), plain)
+
+
+def test_compiled_by_pytorch():
+    """Keras leaves PyTorch uncompiled unless it is told to; on the other backends it is the same as elsewhere."""
+    own, ours = own_and_ours(jit_compile=True, epochs=1)
+    assert_same(own, ours)
+
+
+# Thresholds that follow the run ---------------------------------------------------------------------------------------
+
+
+def following(threshold, read):
+    def rule(grads):
+        norm = gradclip.global_norm(grads)
+        return gradclip.clip_by_global_norm(grads, read(threshold.update, norm), norm=norm).grads
+
+    return rule
+
+
+def test_a_threshold_object_in_a_step_that_is_not_compiled():
+    threshold = gradclip.thresholds.Percentile(50)
+    fit(ClippedOptimizer(keras.optimizers.SGD(0.1), following(threshold, lambda f, n: f(n))), run_eagerly=True)
+    assert len(threshold.state_dict()["history"]) == 12
+
+
+if BACKEND != "torch":  # where Keras hands tensors with values to a rule
+
+    def test_a_threshold_object_in_a_compiled_step():
+        threshold = gradclip.thresholds.Percentile(50)
+        with pytest.raises(
+            TypeError, match=r"clip needs the value of an array.*run_eagerly=True.*call back to the host"
+        ):
+            fit(ClippedOptimizer(keras.optimizers.SGD(0.1), following(threshold, lambda f, n: f(n))))
+
+        def read(update, norm):
+            if BACKEND == "tensorflow":
+                import tensorflow as tf
+
+                return tf.numpy_function(update, [norm], tf.float64)
+            import jax
+
+            return jax.experimental.io_callback(lambda n: np.float32(update(n)), norm, norm)
+
+        fit(ClippedOptimizer(keras.optimizers.SGD(0.1), following(threshold, read)), jit_compile=BACKEND == "jax")
+        assert len(threshold.state_dict()["history"]) == 12
+
+
 # What it refuses ------------------------------------------------------------------------------------------------------
 
 
@@ -322,6 +532,21 @@ def test_two_clips_are_refused(kind):
         ClippedOptimizer(keras.optimizers.SGD(**{kind: 1.0}), clip)
     with pytest.raises(TypeError, match="got a ClippedOptimizer, which hands them on"):
         ClippedOptimizer(ClippedOptimizer(keras.optimizers.SGD(), clip), clip)
+
+
+def test_a_clip_that_is_set_later_on_is_refused_in_the_next_step():
+    optimizer = ClippedOptimizer(keras.optimizers.SGD(), clip)
+    optimizer.inner_optimizer.clipvalue = 1.0
+    with pytest.raises(ValueError, match=r"inner clips already, by {'clipvalue': 1.0}"):
+        step(optimizer, np.float32([1]))
+
+
+def test_an_inner_optimizer_belongs_to_one():
+    inner = keras.optimizers.SGD(1.0)
+    first = ClippedOptimizer(inner, clip)
+    with pytest.raises(ValueError, match="inner is the inner optimizer of another ClippedOptimizer"):
+        ClippedOptimizer(inner, lambda grads: grads)
+    np.testing.assert_allclose(step(first, np.float32([3, 4]))[0], [-0.3, -0.4], rtol=1e-6)  # as before
 
 
 @pytest.mark.parametrize("inner", ["sgd", None, keras.optimizers.SGD])

@@ -29,7 +29,9 @@ def test_environment_yml_says_what_pyproject_and_constraints_say():
     name, versions = python[:6], SpecifierSet(python[6:])
     assert name == "python"
     classifiers = [c.rpartition(" ")[2] for c in PROJECT["classifiers"] if ":: Python :: 3." in c]
-    assert classifiers == [f"3.{minor}" for minor in range(30) if f"3.{minor}" in versions]
+    # The package alone takes 3.14; the book waits for TensorFlow's release for it.
+    assert [c for c in classifiers if c != "3.14"] == [f"3.{minor}" for minor in range(30) if f"3.{minor}" in versions]
+    assert all(c in SpecifierSet(PROJECT["requires-python"]) for c in classifiers)
     assert set(versions) >= set(SpecifierSet(PROJECT["requires-python"]))
 
 
@@ -60,7 +62,7 @@ def test_constraints_are_exact_sorted_and_for_no_one_machine():
 
 def test_every_package_of_the_environment_is_pinned():
     # Torch's CUDA builds fix the versions of what they bring; appnope comes to macOS alone.
-    unpinned = {"appnope", "triton"}
+    unpinned = {"appnope"}
     seen, todo = set(), [("gradclip", "all")]
     while todo:
         name, extra = todo.pop()

@@ -13,7 +13,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 import gradclip
-from gradclip.torch import clip_grad_norm_
+from gradclip.torch import clip_grad_norm_, clip_grads_with_norm_, fold_into, get_total_norm
 
 ORDERS = (0.5, 1, 2, 3, math.inf)
 
@@ -188,6 +188,92 @@ def a_norm_that_is_a_dtensor_may_be_given():
         np.testing.assert_allclose(whole(got).numpy(), want, rtol=1e-5)
 
 
+def the_norm_is_placed_as_pytorch_places_it():
+    from torch.distributed.tensor import DTensor
+
+    grads = samples(torch.float32)
+    line, square = grads[:4], grads[4:7]
+    for alike in (line, square):
+        n = oracle.norm([whole(g).double().numpy() for g in alike], 2)
+        theirs = torch.nn.utils.get_total_norm(alike)
+        params = [torch.nn.Parameter(g.clone()) for g in alike]
+        for p, g in zip(params, alike, strict=True):
+            p.grad = g.clone()
+        for ours in (get_total_norm(alike), clip_grad_norm_(params, 1.0)):
+            assert isinstance(ours, DTensor)
+            assert ours.device_mesh == theirs.device_mesh
+            assert len(ours.placements) == len(theirs.placements)
+            count, every = exchanges(lambda ours=ours: (ours.full_tensor(), ours.to_local(), ours.item(), float(ours)))
+            assert count == 0
+            assert [float(x) for x in every] == pytest.approx([n] * 4, rel=1e-6)
+            assert same_everywhere(ours.to_local())
+            assert ours > 0.5
+        clip_grads_with_norm_(params, 0.5, clip_grad_norm_(params, 2.0))
+        assert float(get_total_norm([p.grad for p in params])) == pytest.approx(0.5, rel=1e-6)
+
+
+def meshes_may_differ_in_one_call():
+    params = [torch.nn.Parameter(g) for g in samples(torch.float32)]
+    for p in params:
+        p.grad = p.detach().clone()
+    exact = [whole(p.grad).double().numpy().copy() for p in params]
+    with pytest.raises((RuntimeError, ValueError)):
+        torch.nn.utils.get_total_norm([p.grad for p in params])
+    count, norm = exchanges(lambda: clip_grad_norm_(params, 1.0))
+    assert count == 2
+    assert type(norm) is torch.Tensor
+    assert float(norm) == pytest.approx(oracle.norm(exact, 2), rel=1e-6)
+    for p, want in zip(params, oracle.clip_by_global_norm(exact, 1.0), strict=True):
+        np.testing.assert_allclose(whole(p.grad), want, rtol=1e-5)
+
+
+def a_threshold_may_be_a_dtensor():
+    from torch.distributed.tensor import Partial, Replicate, distribute_tensor
+
+    grads = samples(torch.float32)
+    mesh = grads[0].device_mesh
+    for threshold in (
+        distribute_tensor(torch.tensor(0.5), mesh, [Replicate()]),
+        type(grads[0]).from_local(torch.tensor(0.5 / dist.get_world_size()), mesh, [Partial()]),
+    ):
+        for clip in (gradclip.clip_by_global_norm, gradclip.clip_by_norm, gradclip.clip_by_value):
+            got, want = clip(grads, threshold), clip(grads, 0.5)
+            for g, w in zip(getattr(got, "grads", got), getattr(want, "grads", want), strict=True):
+                np.testing.assert_allclose(whole(g), whole(w), rtol=1e-6)
+        in_place = [g.clone() for g in grads]
+        gradclip.clip_by_global_norm_(in_place, threshold)
+        for g, w in zip(in_place, gradclip.clip_by_global_norm(grads, 0.5).grads, strict=True):
+            np.testing.assert_allclose(whole(g), whole(w), rtol=1e-6)
+    with pytest.raises(ValueError, match="max_norm must be ≥ 0"):
+        gradclip.clip_by_global_norm(grads, distribute_tensor(torch.tensor(-1.0), mesh, [Replicate()]))
+
+
+def within_the_threshold_nothing_is_written():
+    grads = samples(torch.float32)
+    parts = [g.to_local() if hasattr(g, "to_local") else g for g in grads]
+    before = [part._version for part in parts]
+    n = gradclip.clip_by_global_norm_(grads, 1e9)
+    gradclip.clip_by_global_norm_(grads, n)
+    gradclip.clip_by_global_norm_(grads, 3.0, norm=2.0)
+    assert [part._version for part in parts] == before
+
+
+def a_fused_step_clips():
+    grads = samples(torch.float32)[:4]
+    for make in (torch.optim.Adam, torch.optim.AdamW):  # PyTorch's other fused steps take no DTensors
+        params = [torch.nn.Parameter(torch.zeros_like(g)) for g in grads]
+        others = [torch.nn.Parameter(torch.zeros(g.shape)) for g in grads]
+        fused, plain = (make(its, lr=0.1, eps=1.0, fused=its is params) for its in (params, others))
+        for p, q, g in zip(params, others, grads, strict=True):
+            p.grad, q.grad = g * 10, whole(g) * 10
+        fold_into(fused, get_total_norm([p.grad for p in params]), 1.0)
+        fused.step()
+        clip_grad_norm_(others, 1.0)
+        plain.step()
+        for p, q in zip(params, others, strict=True):
+            np.testing.assert_allclose(whole(p).detach(), q.detach(), rtol=1e-5)
+
+
 def fully_shard_trains_as_one_process_does():
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
@@ -224,6 +310,11 @@ CASES = [
     each_array_and_each_element,
     each_slice_and_each_unit,
     a_norm_that_is_a_dtensor_may_be_given,
+    the_norm_is_placed_as_pytorch_places_it,
+    meshes_may_differ_in_one_call,
+    a_threshold_may_be_a_dtensor,
+    within_the_threshold_nothing_is_written,
+    a_fused_step_clips,
     fully_shard_trains_as_one_process_does,
 ]
 

@@ -1,10 +1,12 @@
 """gradclip.torch: the functions of torch.nn.utils under their own signatures, and each difference from them."""
 
 import copy
+import functools
 import inspect
 import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -50,7 +52,7 @@ def test_signatures_are_those_of_pytorch(name):
 
 
 def test_all_public_names_are_listed():
-    assert set(ours.__all__) == {*NAMES, "NonFiniteGradientError", "fold_into"}
+    assert set(ours.__all__) == {*NAMES, "NonFiniteGradientError", "clip_grad_adaptive_", "fold_into"}
 
 
 @pytest.mark.parametrize("norm_type", [*ORDERS, "inf"])
@@ -147,9 +149,10 @@ def test_an_exhausted_generator_is_warned_of():
         lambda: ours.clip_grad_norm_(generator, 1.0),
         lambda: ours.clip_grad_value_(generator, 1.0),
         lambda: ours.clip_grads_with_norm_(generator, 1.0, torch.tensor(2.0)),
+        lambda: ours.clip_grad_adaptive_(generator),
         lambda: theirs.clip_grad_norm_(generator, 1.0),
     ):
-        with pytest.warns(UserWarning, match="empty generator") as warned:
+        with pytest.warns(UserWarning, match="^`parameters` is an empty generator, no gradient clipping") as warned:
             call()
         assert warned[0].filename == __file__
     assert torch.equal(layer.weight.grad, BIG[0])
@@ -272,6 +275,11 @@ def test_the_same_gradient_is_counted_and_scaled_once():
 @pytest.mark.parametrize("bad", [NAN, INF, -INF])
 def test_where_one_element_is_not_finite(bad, norm_type):
     shapes = ((10,), (3, 4), ())
+    said = (
+        f"^The total norm of order {norm_type} for gradients from `parameters` is non-finite, so it cannot be clipped"
+    )
+    with pytest.raises(RuntimeError, match=said):
+        theirs.get_total_norm([torch.tensor(bad)], norm_type, error_if_nonfinite=True)
     for where in range(3):
         for position in {0, math.prod(shapes[where]) - 1}:
             grads = [torch.ones(shape) for shape in shapes]
@@ -282,13 +290,29 @@ def test_where_one_element_is_not_finite(bad, norm_type):
             assert all(q.grad.isnan().all() for q in p[1:])
 
             p = parameters(None, *(g.clone() for g in grads))
-            with pytest.raises(RuntimeError, match=rf"not finite: grads\[{where + 1}\];.*parameters\[i\]"):
+            with pytest.raises(RuntimeError, match=rf"{said}.*not finite: grads\[{where + 1}\];.*parameters\[i\]"):
                 ours.clip_grad_norm_(p, 1.0, norm_type, error_if_nonfinite=True)
             for q, was in zip(p[1:], grads, strict=True):
                 torch.testing.assert_close(q.grad, was, rtol=0, atol=0, equal_nan=True)
             assert not ours.get_total_norm(grads, norm_type).isfinite()
-            with pytest.raises(RuntimeError, match=rf"not finite: tensors\[{where}\]$"):
+            with pytest.raises(RuntimeError, match=rf"{said}.*not finite: tensors\[{where}\]$"):
                 ours.get_total_norm(grads, norm_type, error_if_nonfinite=True)
+
+
+@pytest.mark.parametrize("bad", [NAN, INF])
+def test_sparse_gradients_that_are_not_finite(bad):
+    indices = torch.tensor([[0, 2, 2]])
+    p = torch.nn.Parameter(torch.zeros(4))
+    for values, finite in (([1.0, bad, 1.0], False), ([1.0, 2.0, 1.0], True), ([1.0, INF, -INF], False)):
+        p.grad = torch.sparse_coo_tensor(indices, torch.tensor(values), (4,), check_invariants=True)
+        tensors = [torch.ones(2), p.grad]
+        if finite:
+            assert ours.get_total_norm(tensors, error_if_nonfinite=True) == pytest.approx(12**0.5)
+            continue
+        with pytest.raises(RuntimeError, match=r"not finite: tensors\[1\]$"):
+            ours.get_total_norm(tensors, error_if_nonfinite=True)
+        with pytest.raises(RuntimeError, match=r"not finite: grads\[0\]"):
+            ours.clip_grad_norm_(p, 1.0, error_if_nonfinite=True)
 
 
 def test_the_error_is_of_all_kinds_that_are_caught():
@@ -302,6 +326,115 @@ def test_pytorch_makes_zeros_where_the_norm_is_infinite():
     assert all(math.isnan(x) for x in itertools.chain(*mine))
     assert [math.isnan(x) for x in itertools.chain(*other)] == [True, False, False]
     assert other[1] == [0.0]
+
+
+# Compiled -------------------------------------------------------------------------------------------------------------
+
+DROP_INS = {
+    "norm": lambda p: ours.clip_grad_norm_(p, 1.0),
+    "norm of order 3": lambda p: ours.clip_grad_norm_(p, 1.0, 3.0),
+    "generator": lambda p: ours.clip_grad_norm_((q for q in p), 1.0),
+    "value": lambda p: ours.clip_grad_value_(p, 1.0),
+    "total norm": lambda p: ours.get_total_norm([q.grad for q in p if q.grad is not None]),
+    "given norm": lambda p: ours.clip_grads_with_norm_(p, 1.0, torch.tensor(10.0)),
+    "adaptive": lambda p: ours.clip_grad_adaptive_(p, 0.1),
+}
+RAISING = {
+    "norm": lambda p: ours.clip_grad_norm_(p, 1.0, error_if_nonfinite=True),
+    "total norm": lambda p: ours.get_total_norm([q.grad for q in p if q.grad is not None], error_if_nonfinite=True),
+}
+compiled = functools.partial(torch.compile, backend="aot_eager")  # traces as the default does; kernels are not ours
+
+
+@pytest.mark.parametrize("name", DROP_INS)
+@pytest.mark.parametrize("grads", [([3.0, 4.0], None, [[0.5]]), ([0.3, 0.4], None, [[0.5]]), ([0.0], None, [[0.0]])])
+def test_compiled_in_one_graph_they_do_the_same(name, grads):
+    torch.compiler.reset()
+    eager, traced = parameters(*grads), parameters(*grads)
+    want = DROP_INS[name](eager)
+    got = compiled(DROP_INS[name], fullgraph=True)(traced)
+    torch.testing.assert_close(got, want)
+    for p, q in zip(traced, eager, strict=True):
+        torch.testing.assert_close(p.grad, q.grad, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("name", RAISING)
+def test_compiled_an_error_for_what_is_not_finite_breaks_the_graph(name):
+    torch.compiler.reset()
+    (p,), (eager,) = parameters([3.0, 4.0]), parameters([3.0, 4.0])
+    clip = compiled(RAISING[name])
+    assert clip([p]) == RAISING[name]([eager]) == 5.0
+    torch.testing.assert_close(p.grad, eager.grad)
+    (bad,) = parameters([3.0, NAN])
+    with pytest.raises(ours.NonFiniteGradientError, match="non-finite"):
+        clip([bad])
+    assert bad.grad[0] == 3.0
+    torch.compiler.reset()  # else what is compiled already is used
+    with pytest.raises(torch._dynamo.exc.Unsupported):
+        compiled(RAISING[name], fullgraph=True)(parameters([3.0, 4.0]))
+
+
+# Adaptive clipping ----------------------------------------------------------------------------------------------------
+
+
+def adaptive_by_hand(w, g, r, eps, ord, units):
+    """Each unit by itself, in float64."""
+    w, g = (x.astype(np.float64).copy() for x in (w, g))
+    for unit in units:
+        norm, limit = np.linalg.norm(g[unit].ravel(), ord), r * max(np.linalg.norm(w[unit].ravel(), ord), eps)
+        if norm > limit:
+            g[unit] *= limit / norm
+    return g
+
+
+@pytest.mark.parametrize("ord", [1.0, 2.0, 3.0, INF, "inf"])
+@pytest.mark.parametrize("shape", [(), (5,), (4, 3), (4, 3, 2), (4, 3, 2, 2)])
+def test_adaptive_clipping_takes_each_unit_by_its_weights(shape, ord):
+    rng = np.random.default_rng(0)
+    w, g = (np.asarray(rng.standard_normal(shape), np.float32) for _ in range(2))
+    if len(shape) > 1:
+        w[1] = 0  # eps is what lets it learn
+    units = range(shape[0]) if len(shape) > 1 else [...]
+    want = adaptive_by_hand(w, g, 0.2, 1e-2, float(ord), units)
+    p, without = torch.nn.Parameter(torch.from_numpy(w)), torch.nn.Parameter(torch.ones(2))
+    p.grad = torch.from_numpy(g.copy())
+    before = p.detach().clone()
+    assert ours.clip_grad_adaptive_(iter([without, p]), 0.2, 1e-2, ord) is None
+    np.testing.assert_allclose(p.grad, want, rtol=2e-6)
+    assert torch.equal(p, before)
+    assert without.grad is None
+
+
+def test_adaptive_clipping_with_other_units():
+    w, g = (np.random.default_rng(1).standard_normal((4, 3, 2)).astype(np.float32) for _ in range(2))
+    for options, units in (
+        ({"unit_axis": 1}, [(slice(None), i) for i in range(3)]),
+        ({"unit_axis": -1}, [(..., i) for i in range(2)]),
+        ({"axis": 2}, [(i, j) for i in range(4) for j in range(3)]),
+        ({"axis": (0, 1)}, [(..., i) for i in range(2)]),
+        ({"axis": (0, 1, 2)}, [...]),
+    ):
+        p = torch.nn.Parameter(torch.from_numpy(w))
+        p.grad = torch.from_numpy(g.copy())
+        ours.clip_grad_adaptive_(p, 0.2, **options)
+        np.testing.assert_allclose(p.grad, adaptive_by_hand(w, g, 0.2, 1e-3, 2, units), rtol=2e-6)
+
+
+def test_adaptive_clipping_refuses_what_makes_no_sense():
+    (p,) = parameters([[3.0, 4.0]])
+    for error, arguments, options in (
+        (ValueError, (-0.1,), {}),
+        (ValueError, (0.1, NAN), {}),
+        (ValueError, (0.1, 1e-3, 0), {}),
+        (ValueError, (0.1,), {"axis": 0, "unit_axis": 0}),
+        (ValueError, (0.1,), {"unit_axis": 2}),
+        (TypeError, ("0.1",), {}),
+    ):
+        with pytest.raises(error):
+            ours.clip_grad_adaptive_([p], *arguments, **options)
+        assert p.grad.tolist() == [[3.0, 4.0]]
+    ours.clip_grad_adaptive_([])
+    ours.clip_grad_adaptive_(parameters(None))
 
 
 # In a training loop ---------------------------------------------------------------------------------------------------

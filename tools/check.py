@@ -1,6 +1,6 @@
 """Runs every check of `make test`, the later ones too when an earlier one fails, and sums up.
 
-Usage: check.py [STAGE ...], where a stage is one of the names below; none means all.
+Usage: check.py [STAGE ...], where a stage is one of the names below; none means all but "core", a part of "tests".
 """
 
 import os
@@ -13,13 +13,15 @@ STAGES = {
     "lint": "ruff check .",
     "format": "ruff format --check .",
     "types": "mypy --strict gradclip",
-    # Triton is not in this environment (tools/environment.sh says why), and its kernels have no examples.
+    # macOS has no Triton, and its kernels have no examples.
     "doctest": "pytest -q --doctest-modules gradclip --ignore=gradclip/backends/triton_kernels.py",
+    # For daily work (`make check`): JAX compiles each case anew, which takes most of the time of the stage "tests".
+    "core": "pytest -q -n 2 tests/test_contract.py tests/test_faults.py -k not(jax)",
     "tests": "pytest -q -n 2 tests --ignore=tests/site",
     # One worker takes one notebook from its first cell to its last: its cells share a kernel.
     "notebooks": "pytest -q --nbval --nbval-current-env --nbval-cell-timeout=120 -n 2 --dist loadscope book",
     "book": "make --no-print-directory book",
-    "site": "pytest -q -n 2 --dist loadgroup tests/site",
+    "site": "pytest -q -n 2 --dist loadscope tests/site",
 }
 
 
@@ -31,7 +33,7 @@ def chromium() -> str | None:
 
 def main(names: list[str]) -> int:
     results = []
-    for name in names or STAGES:
+    for name in names or [stage for stage in STAGES if stage != "core"]:
         print(f"\n── {name}: {STAGES[name]}", flush=True)
         if name == "site" and not chromium():
             print("not run: there is no Chromium or Chrome; install one, or name it with CHROMIUM=/path/to/it")

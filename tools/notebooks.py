@@ -27,7 +27,7 @@ METADATA = {
     "language_info": {"name": "python", "pygments_lexer": "ipython3"},
 }
 # What the book and the tests read; the rest (timings, folding, scrolling) changes with who looked.
-KEPT = {"myst", "mystnb", "tags", "nbval_reason"}
+KEPT = {"myst", "mystnb", "tags", "nbval_reason", "tolerance"}
 # A frame of a traceback that lies outside the notebook: it tells where this machine keeps its files.
 IN_A_FILE = re.compile(r"(\x1b\[[\d;]*m)*File ")
 

@@ -4,6 +4,7 @@ A gradient is a NumPy array, None (no gradient), or `Rows` (a sparse one). Each 
 and hands back NumPy, one dense array for each parameter. The same array listed twice is one parameter listed twice.
 """
 
+import contextlib
 import html
 import os
 import warnings
@@ -11,6 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+with contextlib.suppress(ImportError):
+    import triton  # before TensorFlow: see book/reference/versions.md
 
 import jax.numpy as jnp
 import keras  # type: ignore[import-untyped]

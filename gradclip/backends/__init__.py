@@ -2,13 +2,12 @@
 
 Read one from top to bottom, then put another beside it: the same names, in the same order, in that framework's idiom.
 
-The clipping rule, which each of them states once, in `_factors`: with n a norm and c its limit, an array stays as it
-is, bit for bit, where n ≤ c or c = ∞; it is multiplied by c/n where n > c; and it becomes NaN where n is not finite
-or c is not a number above or at 0. The norm and the limit are compared as the caller would compare them, in the dtype
-of the norm that is returned; where that has overflowed although n is finite, by their exact ratio.
+The clipping rule, which each of them states once, in `_factors` or `clip_factors`: with n a norm and c its limit, an
+array stays as it is, bit for bit, where n ≤ c or c = ∞; it is multiplied by c/n where n > c; and it becomes NaN where n
+is not finite or c is not a number above or at 0. The norm and the limit are compared as the caller would compare them,
+in the dtype of the norm that is returned; where that has overflowed although n is finite, by their exact ratio.
 """
 
-import importlib
 import sys
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
@@ -18,8 +17,8 @@ TAKEN = (*REAL, "complex64", "complex128")
 TINY = 2.0**-126  # the smallest normal float32; a factor below it would have few bits left, or none
 
 Backend = Any  # one of the modules of this package
-BY_TYPE: dict[type, Backend] = {}  # the backend of each type of object seen so far, None for what is no array
-BACKENDS = {"numpy": "numpy", "torch": "torch", "tensorflow": "tensorflow", "jax": "jax", "jaxlib": "jax"}
+# The backend of each type of object seen so far, None for what is no array; those of Python are known.
+BY_TYPE: dict[type, Backend] = dict.fromkeys((type(None), bool, int, float, list, tuple, dict))
 
 
 class Norm(NamedTuple):
@@ -38,11 +37,34 @@ def backend_of(x: object) -> Backend:
     """
     kind = type(x)
     if kind not in BY_TYPE:
-        packages = [base.__module__.partition(".")[0] for base in kind.__mro__]
-        names = dict.fromkeys(BACKENDS[p] for p in packages if p in BACKENDS)
-        candidates = [importlib.import_module(f"{__name__}.{name}") for name in names]
+        packages = _packages(kind)
+        candidates: list[Backend] = []
+        if "numpy" in packages:
+            from . import numpy
+
+            candidates.append(numpy)
+        if "torch" in packages:
+            from . import torch
+
+            candidates.append(torch)
+        if "tensorflow" in packages:
+            from . import tensorflow
+
+            candidates.append(tensorflow)
+        if packages & {"jax", "jaxlib"}:
+            from . import jax
+
+            candidates.append(jax)
         BY_TYPE[kind] = next((backend for backend in candidates if backend.is_array(x)), None)
     return BY_TYPE[kind]
+
+
+def _packages(kind: type) -> set[str]:
+    """The packages that a type is made of: its own, or those of its bases where that is none of a framework's."""
+    own = kind.__module__.partition(".")[0]
+    if own in ("numpy", "torch", "tensorflow", "jax", "jaxlib"):  # a compiler cannot look up the bases
+        return {own}
+    return {base.__module__.partition(".")[0] for base in kind.__mro__}
 
 
 def pytree_node(x: object) -> tuple[dict[str, Any], Callable[[Iterable[Any]], Any]] | None:
@@ -61,7 +83,7 @@ def pytree_node(x: object) -> tuple[dict[str, Any], Callable[[Iterable[Any]], An
 
 def advice(x: object) -> str:
     """What to pass instead of x, if it holds an array that could be passed: the end of an error message."""
-    packages = {base.__module__.partition(".")[0] for base in type(x).__mro__}
+    packages = _packages(type(x))
     if "keras" in packages and hasattr(x, "value"):
         return "; pass its .value"
     if type(x).__name__ == "MaskedArray":

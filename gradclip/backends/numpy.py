@@ -1,6 +1,7 @@
 """NumPy: everything is on the host, so a plain ``if`` decides whether anything is written at all."""
 
 import functools
+import itertools
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -96,7 +97,7 @@ def measure(arrays: Sequence[Array], ord: float) -> Norm:
             parts = [p for a in group for p in _parts(a)]
             size = sum(p.size for p in parts)
             work = functools.partial(_sum_squares, dtype=_accumulator(dtype))
-            squares += sum(_in_threads(work, (piece for p in parts for piece in _pieces(p)), size))
+            squares += sum(_in_threads(work, parts, size))
             # A square below the smallest normal number may be lost; the sum must be so large that it would not count.
             lost += size * (2.0**-1022 if _is_wide(dtype) else TINY)
         if lost * 2**22 <= squares < math.inf:
@@ -163,41 +164,44 @@ def _parts(x: Array) -> tuple[Array, ...]:
     return (x.real, x.imag) if x.dtype.kind == "c" else (x,)
 
 
-def _pieces(*like: Array) -> Iterator[tuple[Array, ...]]:
-    """Arrays of one shape, side by side, in pieces: large ones are cut where they lie in one piece of memory."""
-    size = like[0].size
-    contiguous = all(a.flags.c_contiguous for a in like) or all(a.flags.f_contiguous for a in like)
-    if size <= PORTION or not contiguous:
-        yield like
-    else:
-        flat = [a.reshape(-1, order="A") for a in like]
-        yield from (tuple(f[i : i + PORTION] for f in flat) for i in range(0, size, PORTION))
-
-
-def _in_threads(work: Callable[[Any], Any], pieces: Iterable[tuple[Any, ...]], size: int) -> list[Any]:
-    """What work makes of the pieces, a portion at a time. NumPy holds no lock while it calculates.
+def _in_threads(work: Callable[[Any], Any], arrays: Sequence[Any], size: int) -> list[Any]:
+    """What work makes of arrays, or of rows that begin with one, in portions. NumPy holds no lock while it calculates.
 
     The portions do not depend on the number of threads, and so neither does a sum over them.
     """
-    portions: list[list[tuple[Any, ...]]] = [[]]
+    if size < SHARED:
+        return [work(arrays)]
+    from concurrent.futures import ThreadPoolExecutor
+
+    portions: list[list[Any]] = [[]]
     taken = 0
-    for piece in pieces:
+    for piece in itertools.chain.from_iterable(map(_pieces, arrays)):
         if taken >= PORTION:
             portions.append([])
             taken = 0
         portions[-1].append(piece)
-        taken += piece[0].size
-    if size < SHARED:
-        return list(map(work, portions))
-    from concurrent.futures import ThreadPoolExecutor
-
+        taken += (piece[0] if isinstance(piece, tuple) else piece).size
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         return list(pool.map(work, portions))
 
 
-def _sum_squares(portion: Sequence[tuple[Array]], dtype: Any) -> float:
+def _pieces(row: Any) -> Iterator[Any]:
+    """An array in flat pieces, if it is large and lies in one piece of memory; or a row of arrays and their factors."""
+    like = [x for x in row if isinstance(x, np.ndarray)] if isinstance(row, tuple) else [row]
+    contiguous = all(a.flags.c_contiguous for a in like) or all(a.flags.f_contiguous for a in like)
+    per_slice = isinstance(row, tuple) and any(f.ndim for f, _ in row[-1])
+    if like[0].size <= PORTION or not contiguous or per_slice:
+        yield row
+        return
+    flat = [a.reshape(-1, order="A") for a in like]
+    for i in range(0, like[0].size, PORTION):
+        pieces = [f[i : i + PORTION] for f in flat]
+        yield (*pieces, row[-1]) if isinstance(row, tuple) else pieces[0]
+
+
+def _sum_squares(arrays: Sequence[Array], dtype: Any) -> float:
     with np.errstate(all="ignore"):
-        return sum(_sum_of_squares(batch) for batch in _batches([a for (a,) in portion], dtype))
+        return sum(_sum_of_squares(batch) for batch in _batches(arrays, dtype))
 
 
 def _batches(arrays: Iterable[Array], dtype: Any) -> Iterator[Array]:
@@ -317,7 +321,7 @@ def _new(arrays: Sequence[Array], clip: Callable[..., None], *arguments: Any) ->
 def _scale(arrays: Sequence[Array], out: Sequence[Array], norm: Norm, max_norm: Any, nonfinite: str) -> None:
     factors = _factors(norm, max_norm)
     if math.isnan(factors[0]) and nonfinite == "keep":
-        factors = 1.0, 1.0
+        factors = np.ones(()), np.ones(())
     elif math.isnan(factors[0]) and nonfinite == "zero":
         for o in out:
             o[...] = 0.0
@@ -345,30 +349,30 @@ def _factors(norm: Norm, limit: Any) -> tuple[Any, Any]:
 
 def _multiply(arrays: Sequence[Array], out: Sequence[Array], factors: Sequence[tuple[Any, Any]]) -> None:
     """out = arrays·factors. Whatever can fail is done before the first array is written to."""
+    in_precision: dict[tuple[int, Any], Any] = {}
     planned = []
-    for a, o, (first, second) in zip(arrays, out, factors, strict=True):
-        same = np.all(first == 1) and np.all(second == 1)
-        if o is not a or not same:
-            planned.append((a, o, () if same else _in_precision(a, first, second)))
-    pieces = (
-        (*piece, multiply)
-        for a, o, multiply in planned
-        for piece in (_pieces(a, o) if all(np.ndim(f) == 0 for f, _ in multiply) else [(a, o)])
-    )
-    _in_threads(_write, pieces, sum(a.size for a, _, _ in planned))
+    for a, o, both in zip(arrays, out, factors, strict=True):
+        key = id(both), a.dtype
+        if key not in in_precision:
+            in_precision[key] = _in_precision(a.dtype, *both)
+        if in_precision[key] or o is not a:
+            planned.append((a, o, in_precision[key]))
+    _in_threads(_write, planned, sum(a.size for a, _, _ in planned))
 
 
-def _in_precision(x: Array, first: Array, second: Array) -> tuple[tuple[Array, Any], ...]:
-    """The factors of x, each with the dtype to multiply in. An element is rounded once, and to the dtype of x."""
-    if _is_wide(x.dtype):
-        return tuple((f, x.dtype.newbyteorder("=")) for f in (first, second) if np.any(f != 1))
+def _in_precision(dtype: Any, first: Array, second: Array) -> list[tuple[Array, Any]]:
+    """The factors other than 1, each with the dtype to multiply in. An element is rounded once to its own dtype."""
+    needed = [f for f in (first, second) if (f != 1).any()]
+    if _is_wide(dtype):
+        return [(f, dtype.newbyteorder("=")) for f in needed]
     factor = first * second
-    if np.any((factor > 0) & (factor < TINY)):  # too small for float32
-        return ((factor, np.complex128 if x.dtype.kind == "c" else np.float64),)
-    return ((factor.astype(np.float32), np.complex64 if x.dtype.kind == "c" else np.float32),)
+    if ((factor > 0) & (factor < TINY)).any():  # too small for float32
+        return [(factor, np.complex128 if dtype.kind == "c" else np.float64)]
+    narrow = np.complex64 if dtype.kind == "c" else np.float32
+    return [(np.asarray(factor, np.float32), narrow)] if needed else []
 
 
-def _write(portion: Sequence[tuple[Array, Array, Any]]) -> None:
+def _write(portion: Sequence[tuple[Array, Array, list[tuple[Array, Any]]]]) -> None:
     with np.errstate(all="ignore"):
         for a, o, multiply in portion:
             if not multiply:

@@ -34,9 +34,14 @@ def dtype_name(dtype: tf.DType) -> str:
 
 def host_value(x: Array) -> float | None:
     """The value of a 0-d array where the host can read it without waiting, else None."""
-    if not tf.executing_eagerly() or "CPU" not in x.device or not tf.size(x):
+    if not known(x) or not tf.size(x):
         return None
     return float(tf.convert_to_tensor(x).numpy().min())  # which is NaN if there is one; tf.reduce_min may pass it over
+
+
+def known(x: Array) -> bool:
+    """Whether the host can read x without waiting."""
+    return tf.executing_eagerly() and "CPU" in x.device
 
 
 def is_traced(arrays: Sequence[Array]) -> bool:
@@ -77,7 +82,7 @@ def coalesce(x: Array) -> Array:
     else:
         order = tf.argsort(x.indices)
         ranked = tf.gather(x.indices, order)
-        new = tf.concat([tf.zeros_like(ranked[:1], tf.bool), ranked[1:] != ranked[:-1]], 0)
+        new = tf.concat([tf.zeros_like(ranked[:1], tf.bool), tf.not_equal(ranked[1:], ranked[:-1])], 0)
         place = tf.scatter_nd(order[:, tf.newaxis], tf.cumsum(tf.cast(new, tf.int32)), tf.shape(order))
         n = tf.size(order)
         indices = tf.maximum(tf.math.unsorted_segment_max(x.indices, place, n), 0)
@@ -114,7 +119,7 @@ def measure(arrays: Sequence[Array], ord: float) -> Norm:
     for batch in batches:
         for part in _parts(batch):
             norms += [tf.cast(n, tf.float64) for n in _block_norms(tf.cast(part, _accumulator(batch)))]
-            # A square below the smallest normal number is lost. That must not be felt in the sum.
+            # A square below the smallest normal number may be lost; the sum must be so large that it would not count.
             smallest = 2.0**-1022 if _accumulator(batch) == tf.float64 else 2.0**-126
             lost += smallest * tf.cast(tf.size(part), tf.float64)
     norm = _two_norms(tf.concat(norms, 0)[tf.newaxis])[0]
@@ -135,7 +140,9 @@ def _norm(arrays: Sequence[Array], mantissa: Array, scale: Array) -> Norm:
 
 def _scalar(x: Any, dtype: tf.DType) -> Array:
     """A number or 0-d array as one of this dtype; a number that went through float32 would lose digits."""
-    return tf.cast(x if tf.is_tensor(x) else tf.constant(x, tf.float64), dtype)
+    if not tf.is_tensor(x):
+        x = tf.constant(x, tf.float64)
+    return tf.cast(tf.reshape(x, ()) if x.shape.rank is None else x, dtype)
 
 
 def _accumulator(x: Array) -> tf.DType:
@@ -164,7 +171,7 @@ def _batches(arrays: Sequence[Array]) -> list[list[int]]:
 
 
 def _join(arrays: Sequence[Array]) -> Array:
-    """One flat array; without an operation that would change nothing, for a thousand of those are felt."""
+    """One flat array. A thousand reshapes that change nothing would take long, so they are left out."""
     flat = [a if a.shape.rank == 1 else tf.reshape(a, [-1]) for a in map(tf.convert_to_tensor, arrays)]
     return flat[0] if len(flat) == 1 else tf.concat(flat, 0)
 
@@ -189,7 +196,8 @@ def _two_norms(rows: Array) -> tuple[Array, Callable[[Array], Array]]:
     """The norm of each row. Its derivative at zero is 0, where that of a square root is NaN."""
     # XLA fuses the first, and lacks the second, which needs no array of squares.
     norms = tf.sqrt(tf.reduce_sum(tf.square(rows), 1)) if _in_xla() else tf.math.reduce_euclidean_norm(rows, 1)
-    return norms, lambda upstream: rows * tf.math.divide_no_nan(upstream, norms)[:, tf.newaxis]
+    # The derivative measures once more, by this function, so that its own derivative is 0 at zero, too.
+    return norms, lambda upstream: rows * tf.math.divide_no_nan(upstream, _two_norms(rows))[:, tf.newaxis]
 
 
 def _measure_scaled(batches: Sequence[Array], ord: float) -> tuple[Array, Array]:
@@ -232,8 +240,8 @@ def _power_norm(moduli: Array, ord: float, axis: Sequence[int], keepdims: bool) 
     """(Σ mᵖ)¹ᐟᵖ, kept finite, with a derivative of 0 at m = 0."""
     if ord == INF:
         return tf.maximum(tf.reduce_max(moduli, axis, keepdims), 0.0)
-    there = moduli > 0
-    powers = tf.where(there, tf.where(there, moduli, 1.0) ** ord, 0.0)
+    positive = moduli > 0
+    powers = tf.where(positive, tf.where(positive, moduli, 1.0) ** ord, 0.0)
     total = tf.reduce_sum(powers, axis, keepdims)
     return tf.where(total > 0, tf.minimum(tf.where(total > 0, total, 1.0) ** (1 / ord), MAX), 0.0)
 
@@ -250,7 +258,9 @@ def join(norms: Sequence[Norm], ord: float) -> Norm:
     largest = _usable(tf.reduce_max(tf.where(mantissa > 0, scale, 0.0), 0))
     finite = tf.math.is_finite(mantissa)
     joined = _power_norm(tf.where(finite, mantissa, 0.0) * (scale / largest), ord, [0], False)
-    joined = tf.where(tf.reduce_all(finite, 0), joined, tf.reduce_sum(tf.where(finite, 0.0, mantissa), 0))
+    joined = tf.where(
+        tf.reduce_all(finite, 0), joined, tf.reduce_sum(tf.where(finite, tf.zeros_like(mantissa), mantissa), 0)
+    )
     wide = tf.float64 if any(n.value.dtype == tf.float64 for n in norms) else tf.float32
     return Norm(tf.cast(joined * largest, wide), joined, largest)
 
@@ -278,9 +288,9 @@ def scale(arrays: Sequence[Array], norm: Norm, max_norm: Any, nonfinite: str) ->
     if nonfinite == "keep":
         factor = tf.where(bad, tf.ones_like(factor), factor)
     clipped: list[Array] = tf.cond(
-        (factor == 1) & (divisor == 1),
+        _is_one(factor, divisor),
         lambda: list(flat),
-        lambda: tf.cond(divisor == 1, lambda: _times(flat, factor), lambda: _times(flat, factor, divisor)),
+        lambda: tf.cond(_is_one(divisor), lambda: _times(flat, factor), lambda: _times(flat, factor, divisor)),
     )
     if nonfinite == "zero":
         clipped = [tf.where(bad, tf.zeros_like(a), a) for a in clipped]
@@ -297,21 +307,32 @@ def scale_each(arrays: Sequence[Array], norms: Sequence[Norm], limits: Sequence[
     ]
 
 
-def _factors(norm: Norm, max_norm: Any) -> tuple[tuple[Array, Array], Array]:
-    """What to multiply and then divide by, and whether the norm is not finite and counts."""
-    limit = max_norm if isinstance(max_norm, Norm) else Norm(max_norm, max_norm, 1.0)
-    c_value, c, c_scale = (_scalar(x, tf.float64) for x in limit)
-    n, s = norm.mantissa, norm.scale / c_scale
-    below = norm.value <= tf.cast(c_value, norm.value.dtype)
-    keep = tf.where(tf.math.is_inf(norm.value) & tf.math.is_finite(n), c / n / s >= 1, below) | (c == INF)
-    bad = ~keep & ~tf.math.is_finite(n)
+def _factors(norm: Norm, limit: Any) -> tuple[tuple[Array, Array], Array]:
+    """The clipping rule: what to multiply and then divide by; and where the norm is not finite, so that it is NaN."""
+    given = limit if isinstance(limit, Norm) else Norm(limit, limit, 1.0)
+    c = Norm(*(_scalar(x, tf.float64) for x in given))
     one, nan = tf.ones((), tf.float64), tf.cast(NAN, tf.float64)
-    n = tf.where(keep | bad, one, n)  # where the branch not taken divides by zero, its derivative would be NaN
-    ratio = tf.where(keep, one, tf.where((c >= 0) & ~bad, c / n / s, nan))
+    finite = tf.math.is_finite(norm.mantissa)
+    # Where the branch not taken divides by zero, its derivative would be NaN.
+    n = tf.where(finite & (norm.mantissa > 0), norm.mantissa, one)
+    ratio = c.mantissa / n
+    quotient = ratio * c.scale / norm.scale
+    # A norm that overflowed, though it is finite, is compared as it is; any other as it is returned.
+    below = tf.where(
+        tf.math.is_inf(norm.value), finite & (quotient >= 1), norm.value <= tf.cast(c.value, norm.value.dtype)
+    )
+    keep = below | tf.equal(c.mantissa, INF)
+    bad = ~keep & ~finite
+    factor = tf.where(keep, one, tf.where((c.mantissa >= 0) & ~bad, quotient, nan))
     # Too small for float32: apply its root twice, once by dividing, for a graph joins two factors into one again.
-    tiny = (ratio < TINY) & (c > 0)
-    root = tf.sqrt(tf.where(tiny, c / n, one)) / tf.sqrt(s)
-    return (tf.where(tiny, root, ratio), tf.where(tiny, one / root, one)), bad
+    tiny = (factor < TINY) & (c.mantissa > 0)
+    root = tf.sqrt(tf.where(tiny, ratio, one)) * tf.sqrt(c.scale) / tf.sqrt(norm.scale)
+    return (tf.where(tiny, root, factor), tf.where(tiny, one / root, one)), bad
+
+
+def _is_one(*factors: Array) -> Array:
+    """Whether factors change nothing. In graphs of TensorFlow 1, ``==`` compares which tensors these are."""
+    return tf.reduce_all(tf.stack([tf.equal(f, 1.0) for f in factors]), 0)
 
 
 def _times(arrays: Sequence[Array], factor: Array, divisor: Array | None = None) -> list[Array]:
@@ -338,7 +359,8 @@ def slice_norms(x: Array, ord: float, axis: tuple[int, ...]) -> Norm:
 def scale_slices(x: Array, norm: Norm, limit: Any) -> Array:
     """x with each slice clipped to its limit, given the norms of the slices."""
     factor, divisor = _factors(norm, limit)[0]
-    return _times([x], factor, divisor)[0]
+    # TensorFlow multiplies subnormal numbers as zeros, so that even a factor of 1 would change them.
+    return tf.where(_is_one(factor, divisor), x, _times([x], factor, divisor)[0])
 
 
 # Clipping by value ----------------------------------------------------------------------------------------------------
@@ -346,4 +368,10 @@ def scale_slices(x: Array, norm: Norm, limit: Any) -> Array:
 
 def clamp(arrays: Sequence[Array], low: Any, high: Any) -> list[Array]:
     """The arrays with each element moved into [low, high]; NaN stays."""
-    return [tf.clip_by_value(a, _scalar(low, a.dtype), _scalar(high, a.dtype)) for a in arrays]
+    return [clamp_within(a, _scalar(low, a.dtype), _scalar(high, a.dtype)) for a in arrays]
+
+
+def clamp_within(x: Array, low: Array, high: Array) -> Array:
+    """x with each element moved between limits of its dtype, which are broadcast to x."""
+    # TensorFlow takes subnormal numbers for zeros in a minimum, so what lies inside passes it by.
+    return tf.where((low < x) & (x < high), x, tf.maximum(tf.minimum(x, high), low))

@@ -9,16 +9,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
-from torch._utils import _flatten_dense_tensors
+from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 from torch.autograd import forward_ad
 
 from ..memory import Layout
 from . import TINY, Norm
-from .torch_sharded import is_sharded as _sharded
-from .torch_sharded import local as _local
-from .torch_sharded import measure_shards
-from .torch_sharded import nowhere_empty as _nowhere_empty
-from .torch_sharded import shard_of as _shard_of
+from .torch_sharded import is_sharded, local, measure_shards, nowhere_empty, shard_of, whole
 
 NAME = "PyTorch"
 BLOCK = 512  # elements whose squares are summed in their own precision; blocks are joined in float64
@@ -39,10 +35,14 @@ Array = Any  # torch.Tensor
 def is_array(x: object) -> bool:
     """A subclass that changes what operations do is taken if it is PyTorch's own, as DTensor is, and does clip."""
     kind: Any = type(x)
-    if not isinstance(x, torch.Tensor) or kind.__name__ == "MaskedTensor":
-        return False
-    changes = kind.__torch_function__ != torch.Tensor.__torch_function__ or "__torch_dispatch__" in dir(kind)
-    return kind in _PLAIN or not changes or kind.__module__.startswith("torch.")
+    if kind in _PLAIN or not isinstance(x, torch.Tensor):
+        return kind in _PLAIN
+    function = getattr(kind.__torch_function__, "__func__", None)
+    changes = (
+        function is not torch.Tensor.__torch_function__.__func__  # type: ignore[attr-defined]
+        or kind.__torch_dispatch__ is not torch.Tensor.__torch_dispatch__
+    )
+    return not changes or (kind.__module__.startswith("torch.") and kind.__name__ != "MaskedTensor")
 
 
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
@@ -54,6 +54,7 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 def host_value(x: Array) -> float | None:
     """The least element of an array where the host can read it without waiting, else None."""
+    x = whole(x)
     return float(x.min()) if x.numel() and _on_host([x]) else None
 
 
@@ -94,7 +95,7 @@ def apart(arrays: Sequence[Array]) -> bool:
 
 
 def layout(x: Array) -> Layout:
-    x = _local(x)
+    x = local(x)
     x = x._values() if x.layout is torch.sparse_coo else x
     if type(x) in _PLAIN:
         step = x.element_size()
@@ -110,13 +111,8 @@ def constant(x: Array) -> Array:
 reshape = torch.reshape
 
 
-def whole(x: Array) -> Array:
-    """A threshold or a norm that is a DTensor, as each rank can calculate with it."""
-    return x.full_tensor() if _sharded([x]) else x
-
-
 def all_finite(x: Array) -> bool:
-    if _sharded([x]):  # every rank must give the same answer
+    if is_sharded([x]):  # every rank must give the same answer
         return math.isfinite(float(measure([x], math.inf).mantissa))
     return bool(torch.isfinite(x).all())
 
@@ -219,8 +215,8 @@ def measure(arrays: Sequence[Array], ord: float) -> Norm:
             lost += size * (2.0**-1022 if dtype in WIDE else TINY)
         if math.sqrt(lost) * 2**11 <= norm < math.inf:
             return _norm(arrays, norm, 1.0)
-    if _sharded(arrays):
-        return _norm(arrays, *measure_shards(arrays, ord, lambda its, device: _pair(measure(its, ord), device)))
+    if is_sharded(arrays):
+        return _norm(arrays, *measure_shards(arrays, ord, lambda held, device: _pair(measure(held, ord), device)))
     chunks = list(_chunks(arrays))
     if not chunks:
         return _norm(arrays, 0.0, 1.0)
@@ -250,7 +246,7 @@ def measure_each(arrays: Sequence[Array], ord: float, axes: Sequence[tuple[int, 
         else:
             norms[i] = measure([a], ord) if axis is None else slice_norms(a, ord, axis)
     for (shape, _, axis), places in alike.items():
-        step = max(1, CHUNK // max(1, shape.numel()))
+        step = max(1, JOIN // max(1, shape.numel()))
         for start in range(0, len(places), step):
             batch = places[start : start + step]
             joined = torch.stack([arrays[i] for i in batch])
@@ -270,19 +266,18 @@ def join(norms: Sequence[Norm], ord: float) -> Norm:
         for column in list(zip(*norms, strict=True))[1:]
     )
     largest = _usable(torch.where(mantissa > 0, scale, 0.0).amax(0))
-    norm = (
-        _root(_powers(mantissa, largest, ord, (0,)), ord)[0]
-        if ord < math.inf
-        else (mantissa * (scale / largest)).amax(0)
-    )
+    parts = mantissa * (scale / largest)
+    norm = parts.amax(0) if ord == math.inf else _root(_powers(parts, torch.ones_like(largest), ord, (0,))[0], ord)
     wide = any(n.value.dtype == torch.float64 for n in norms)
     return Norm((norm * largest).to(torch.float64 if wide else torch.float32), norm, largest)
 
 
 def slice_norms(x: Array, ord: float, axis: tuple[int, ...]) -> Norm:
     """The norms of the slices of x along axis, whose lengths become 1."""
-    if _sharded([x]):  # to cut it would gather it on every rank
-        return _slice_norms(_nowhere_empty(x, axis), ord, axis)
+    if not axis:  # to PyTorch, no axes are all axes
+        return Norm(*(n.squeeze(-1) for n in slice_norms(x.unsqueeze(-1), ord, (x.ndim,))))
+    if is_sharded([x]):  # to cut it would gather it on every rank
+        return _slice_norms(nowhere_empty(x, axis), ord, axis)
     kept = [i for i in range(x.ndim) if i not in axis]
     if not kept or torch.compiler.is_compiling():
         return _slice_norms(x, ord, axis)
@@ -323,16 +318,17 @@ def _row_norms(x: Array, axis: tuple[int, ...]) -> Array:
 
 def unit_limits(norms: Sequence[Norm], clip_factor: Any, eps: Any) -> list[Norm]:
     """The limits r·max(‖W‖, eps) on the gradients of units, given the norms of the units' weights W."""
-    joined, restore = _joined(norms)
-    limits = []
-    for norm in joined:
-        device = norm.value.device
-        r, least = (_scalar(x, torch.float64, device) for x in (clip_factor, eps))
-        mantissa, scale = (_scalar(x, torch.float64, device) for x in norm[1:])
-        small = mantissa * scale <= least
-        mantissa, scale = torch.where(small, least, mantissa) * r, torch.where(small, 1.0, scale)
-        limits.append(Norm(mantissa * scale, mantissa, scale))
-    return [Norm(*columns) for columns in zip(*(restore([x[i] for x in limits]) for i in range(3)), strict=True)]
+    limits: list[Norm] = []
+    for run in _runs(norms):
+        joined, restore = _joined(norms[run])
+        for norm in joined:
+            device = norm.value.device
+            r, least, n, s = (_scalar(x, torch.float64, device) for x in (clip_factor, eps, *norm[1:]))
+            small = n * s <= least
+            n, s = torch.where(small, least, n) * r, torch.where(small, 1.0, s)
+            limit = Norm(n * s, n, s)
+            limits += map(Norm, *map(restore, limit)) if restore else [limit]
+    return limits
 
 
 def _norm(arrays: Sequence[Array], mantissa: Any, scale: Any) -> Norm:
@@ -462,10 +458,10 @@ def _pair(norm: Norm, device: torch.device) -> Array:
 
 def scale(arrays: Sequence[Array], norm: Norm, max_norm: Any, nonfinite: str) -> list[Array]:
     """The arrays clipped to max_norm, given their norm."""
-    if _sharded(arrays):
-        scaled = scale([_local(a) for a in arrays], norm, max_norm, nonfinite)
-        return [_shard_of(a, s) for a, s in zip(arrays, scaled, strict=True)]
-    factors, zero = _with_policy(_factors(norm, max_norm), nonfinite)
+    if is_sharded(arrays):
+        scaled = scale([local(a) for a in arrays], norm, max_norm, nonfinite)
+        return [shard_of(a, s) for a, s in zip(arrays, scaled, strict=True)]
+    factors, zero = _with_policy(clip_factors(norm, max_norm), nonfinite)
     scaled = [_times(a, factors) for a in arrays]
     return scaled if zero is None else [torch.where(zero.to(s.device), 0.0, s) for s in scaled]
 
@@ -474,8 +470,8 @@ def scale_(arrays: Sequence[Array], norm: Norm, max_norm: Any, nonfinite: str) -
     """The same in place. Where nothing is clipped, and the host or a kernel knows, nothing is written."""
     if (kernels := _kernels(arrays)) and kernels.scale_(arrays, norm, max_norm, nonfinite):
         return
-    arrays = [_local(a) for a in arrays] if _sharded(arrays) else arrays
-    factors, zero = _with_policy(_factors(norm, max_norm), nonfinite)
+    arrays = [local(a) for a in arrays] if is_sharded(arrays) else arrays
+    factors, zero = _with_policy(clip_factors(norm, max_norm), nonfinite)
     if zero is not None and (not _on_host([*arrays, zero]) or bool(zero)):
         zeros = [zero.to(a.device) for a in arrays]
         _multiply_(arrays, [factors] * len(arrays))
@@ -489,8 +485,8 @@ def scale_each(arrays: Sequence[Array], norms: Sequence[Norm], limits: Sequence[
     """The arrays, or their slices, each clipped to its own limit, given their norms."""
     clipped = []
     for a, factors in zip(arrays, _factors_each(norms, limits), strict=True):
-        whole = _sharded(factors)  # the norms of slices are sharded as the slices are
-        clipped.append(_times(a, factors) if whole else _shard_of(a, _times(_local(a), factors)))
+        sliced = is_sharded(factors)  # the norms of slices are sharded as the slices are
+        clipped.append(_times(a, factors) if sliced else shard_of(a, _times(local(a), factors)))
     return clipped
 
 
@@ -504,10 +500,10 @@ def scale_each_(arrays: Sequence[Array], norms: Sequence[Norm], limits: Sequence
         ]
         arrays, norms, limits = ([column[i] for i in left] for column in (arrays, norms, limits))
     factors = _factors_each(norms, limits)
-    _multiply_([a if _sharded(f) else _local(a) for a, f in zip(arrays, factors, strict=True)], factors)
+    _multiply_([a if is_sharded(f) else local(a) for a, f in zip(arrays, factors, strict=True)], factors)
 
 
-def _factors(norm: Norm, limit: Any) -> tuple[tuple[Array, Array], Array]:
+def clip_factors(norm: Norm, limit: Any) -> tuple[tuple[Array, Array], Array]:
     """The clipping rule: the two factors to multiply by, and where the norm is not finite although it is to be clipped.
 
     The second factor is 1, unless c/n is too small for float32: then each of them is its root.
@@ -534,39 +530,52 @@ def _with_policy(ruled: tuple[tuple[Array, Array], Array], nonfinite: str) -> tu
     return (first, second), bad if nonfinite == "zero" else None
 
 
-def _factors_each(norms: Sequence[Norm], limits: Sequence[Any]) -> list[tuple[Array, Array]]:
+def _factors_each(norms: Sequence[Norm], limits: Sequence[Any]) -> list[list[Array]]:
     """The factors of each array. On the host they are calculated together, for a thousand small calls are felt."""
-    joined, restore = _joined(norms)
-    if len(joined) == len(norms):
-        return [_factors(norm, limit)[0] for norm, limit in zip(norms, limits, strict=True)]
-    joined_limits: list[Any]
-    if isinstance(limits[0], Norm):
-        joined_limits, _ = _joined(limits)
-    else:
-        joined_limits = [
-            torch.cat(
-                [
-                    _scalar(c, torch.float64, CPU).expand(n.value.shape).reshape(-1)
-                    for c, n in zip(limits, norms, strict=True)
-                ]
-            )
-        ]
-    (first, second), _ = _factors(joined[0], joined_limits[0])
-    return list(zip(restore([first]), restore([second]), strict=True))
+    factors: list[list[Array]] = []
+    for run in _runs(norms):
+        joined, restore = _joined(norms[run])
+        if len(joined) == len(norms[run]):
+            factors += ([*clip_factors(n, c)[0]] for n, c in zip(norms[run], limits[run], strict=True))
+            continue
+        limit: Any
+        if isinstance(limits[0], Norm):
+            limit = _joined(limits[run])[0][0]
+        else:
+            pairs = zip(limits[run], norms[run], strict=True)
+            limit = _flatten_dense_tensors([_scalar(c, torch.float64, CPU).expand_as(n.value) for c, n in pairs])
+        both = [f for f in clip_factors(joined[0], limit)[0] if (f != 1).any()]
+        factors += (
+            map(list, zip(*(restore(f.to(joined[0].value.dtype)) for f in both), strict=True))
+            if both
+            else ([[] for _ in norms[run]])
+        )
+    return factors
+
+
+def _runs(norms: Sequence[Norm]) -> Iterator[slice]:
+    """The norms in runs that one thread calculates with."""
+    start, size = 0, 0
+    for i, norm in enumerate(norms):
+        if i > start and size + norm.value.numel() >= JOIN:
+            yield slice(start, i)
+            start, size = i, 0
+        size += norm.value.numel()
+    if norms:
+        yield slice(start, len(norms))
 
 
 def _joined(norms: Sequence[Norm]) -> tuple[list[Norm], Any]:
-    """Norms in one flat Norm where the host knows all of them, and what takes its columns apart again."""
-    columns = [x for norm in norms for x in norm if isinstance(x, torch.Tensor)]
-    if len(norms) < 2 or not _on_host(columns) or len({norm.value.dtype for norm in norms}) > 1:
-        return list(norms), lambda column: column
-    flat = Norm(
-        torch.cat([n.value.reshape(-1) for n in norms]),
-        *(torch.cat([_scalar(n[i], torch.float64, CPU).reshape(-1) for n in norms]) for i in (1, 2)),
+    """Norms in one flat Norm where the host knows all of them, and what takes a column of it apart again."""
+    known = [x for norm in norms for x in norm if isinstance(x, torch.Tensor)]
+    if len(norms) < 2 or not _on_host(known) or len({norm.value.dtype for norm in norms}) > 1:
+        return list(norms), None
+    columns = (
+        [x if isinstance(x, torch.Tensor) else _scalar(x, torch.float64, CPU) for x in c]
+        for c in zip(*norms, strict=True)
     )
-    shapes = [n.value.shape for n in norms]
-    sizes = [shape.numel() for shape in shapes]
-    return [flat], lambda column: [x.view(s) for x, s in zip(column[0].split(sizes), shapes, strict=True)]
+    flat = Norm(*map(_flatten_dense_tensors, columns))
+    return [flat], lambda column: _unflatten_dense_tensors(column, [norm.value for norm in norms])
 
 
 def _times(x: Array, factors: Sequence[Array]) -> Array:
@@ -581,8 +590,11 @@ def _times(x: Array, factors: Sequence[Array]) -> Array:
 
 
 def _needed(x: Array, factors: Sequence[Array]) -> list[Array]:
-    """The factors as x is multiplied by them, without those that the host knows to be 1."""
-    host = _on_host([x, *factors])
+    """The factors as x is multiplied by them, without those that the host knows to be 1.
+
+    Such a factor is a constant, so that nothing is lost of a derivative, and autograd need not keep what it multiplies.
+    """
+    host = _on_host([t.detach() for t in (x, *factors)])
     return [f.to(x.device, _accumulator(x.dtype)) for f in factors if not host or bool((f != 1).any())]
 
 
@@ -625,7 +637,7 @@ def _physical(x: Array) -> Array:
 
 def clamp(arrays: Sequence[Array], low: Any, high: Any) -> list[Array]:
     """The arrays with each element moved into [low, high]; NaN stays."""
-    return [_shard_of(a, torch.clamp(x, *limits)) for a, x, limits in _limited(arrays, low, high)]
+    return [shard_of(a, torch.clamp(x, *limits)) for a, x, limits in _limited(arrays, low, high)]
 
 
 def clamp_(arrays: Sequence[Array], low: Any, high: Any) -> None:
@@ -638,7 +650,7 @@ def _limited(arrays: Sequence[Array], low: Any, high: Any) -> Iterator[tuple[Arr
     """Each array, this rank's part of it, and the limits in its dtype and on its device."""
     limits: dict[Any, tuple[Array, Array]] = {}
     for a in arrays:
-        x = _local(a)
+        x = local(a)
         if (x.dtype, x.device) not in limits:
             limits[x.dtype, x.device] = _scalar(low, x.dtype, x.device), _scalar(high, x.dtype, x.device)
         yield a, x, limits[x.dtype, x.device]

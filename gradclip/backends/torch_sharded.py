@@ -12,14 +12,15 @@ Array = Any  # torch.Tensor
 
 
 def is_sharded(arrays: Sequence[Any]) -> bool:
-    """Whether there is a DTensor; only who has imported their module can have made one."""
+    """Whether there is a DTensor. Until their module is imported, there are none."""
     module = sys.modules.get("torch.distributed.tensor")
     return module is not None and any(isinstance(a, module.DTensor) for a in arrays)
 
 
 def local(x: Array) -> Array:
-    """This rank's part."""
-    return x.to_local() if is_sharded([x]) else x
+    """What this rank holds of an array; one that is not sharded it holds whole."""
+    module = sys.modules.get("torch.distributed.tensor")
+    return x if module is None or not isinstance(x, module.DTensor) else x.to_local()
 
 
 def shard_of(x: Array, part: Array) -> Array:
@@ -27,6 +28,24 @@ def shard_of(x: Array, part: Array) -> Array:
     if not is_sharded([x]):
         return part
     return type(x).from_local(part, x.device_mesh, x.placements, run_check=False, shape=x.shape, stride=x.stride())
+
+
+def whole(x: Any) -> Any:
+    """A number or a 0-d tensor as this rank can calculate with it, where it may be a DTensor."""
+    return x.full_tensor() if is_sharded([x]) and x.ndim == 0 else x
+
+
+def as_norm_of(arrays: Sequence[Any], norm: Array) -> Array:
+    """The norm of arrays as PyTorch gives it: where all are DTensors of one mesh, one that every rank of it holds."""
+    given = [a for a in arrays if a is not None]
+    if not is_sharded(given[:1]):
+        return norm
+    from torch.distributed.tensor import DTensor, Replicate
+
+    mesh = given[0].device_mesh
+    if not all(isinstance(a, DTensor) and a.device_mesh == mesh for a in given):
+        return norm
+    return DTensor.from_local(norm, mesh, [Replicate()] * mesh.ndim, run_check=False)
 
 
 def measure_shards(
@@ -42,23 +61,30 @@ def measure_shards(
     """
     from torch.distributed.tensor import DTensor, Partial, Replicate
 
-    norms = [pair([a for a in arrays if not isinstance(a, DTensor)], arrays[0].device)]
-    meshes: dict[Any, dict[tuple[bool, ...], list[Array]]] = {}
+    alone: list[Array] = []
+    placed: dict[Any, list[Array]] = {}  # what is asked of placements is asked once for all arrays that share them
     for a in arrays:
         if isinstance(a, DTensor):
-            if any(p.is_partial() for p in a.placements):  # a sum that is still to be taken
-                a = a.redistribute(placements=[Replicate() if p.is_partial() else p for p in a.placements])
-            same = tuple(p.is_replicate() for p in a.placements)
-            meshes.setdefault(a.device_mesh, {}).setdefault(same, []).append(a.to_local())
+            placed.setdefault((a.device_mesh, a.placements), []).append(a)
+        else:
+            alone.append(a)
+    meshes: dict[Any, dict[tuple[bool, ...], list[Array]]] = {}
+    for (mesh, placements), shards in placed.items():
+        if any(p.is_partial() for p in placements):  # a sum that is still to be taken
+            placements = tuple(Replicate() if p.is_partial() else p for p in placements)
+            shards = [a.redistribute(placements=placements) for a in shards]
+        same = tuple(p.is_replicate() for p in placements)
+        meshes.setdefault(mesh, {}).setdefault(same, []).extend(a.to_local() for a in shards)
+    norms = [pair(alone, arrays[0].device)]
     for mesh, groups in meshes.items():
-        own = torch.stack([pair(its, its[0].device) for its in groups.values()])
+        own = torch.stack([pair(held, held[0].device) for held in groups.values()])
         places = own.new_zeros(*mesh.shape, *own.shape)
         if coordinate := mesh.get_coordinate():
             places[tuple(coordinate)] = own
         line = _one_axis(mesh)
         every = DTensor.from_local(places, line, [Partial()] * line.ndim, run_check=False).full_tensor()
         for i, same in enumerate(groups):
-            first = tuple(0 if its else slice(None) for its in same)
+            first = tuple(0 if is_same else slice(None) for is_same in same)
             norms += every[(*first, ..., i, slice(None))].reshape(-1, 2)
     mantissa, scale = torch.stack([n.to(arrays[0].device) for n in norms]).unbind(1)
     largest = torch.where(mantissa > 0, scale, 0.0).amax()
@@ -79,13 +105,13 @@ def _one_axis(mesh: Any) -> Any:
 
 
 def nowhere_empty(x: Array, axis: tuple[int, ...]) -> Array:
-    """x so placed that each rank has elements along these axes, for nothing has no maximum."""
+    """x so placed that each rank has elements along these axes: a slice without any has no maximum."""
     from torch.distributed.tensor import Replicate
 
     ranks = [1] * x.ndim
-    for mesh_axis, its in enumerate(x.placements):
-        if its.is_shard():
-            ranks[its.dim] *= x.device_mesh.size(mesh_axis)
+    for mesh_axis, p in enumerate(x.placements):
+        if p.is_shard():
+            ranks[p.dim] *= x.device_mesh.size(mesh_axis)
     # Cut into k parts of equal size, rounded up, k² elements or more leave some for the last part.
-    short = [its.is_shard() and its.dim in axis and x.shape[its.dim] < ranks[its.dim] ** 2 for its in x.placements]
-    return x.redistribute(placements=[Replicate() if s else its for s, its in zip(short, x.placements, strict=True)])
+    short = [p.is_shard() and p.dim in axis and x.shape[p.dim] < ranks[p.dim] ** 2 for p in x.placements]
+    return x.redistribute(placements=[Replicate() if s else p for s, p in zip(short, x.placements, strict=True)])

@@ -1,12 +1,17 @@
 """The built book, on a server of its own, in headless Chromium, with every other host cut off."""
 
+import contextlib
 import functools
+import re
 import threading
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import sync_playwright
+from xdist.scheduler import LoadScopeScheduling
 
 from tools.check import chromium
 
@@ -43,6 +48,21 @@ def pytest_generate_tests(metafunc):
         metafunc.parametrize("page_name", PAGES)
 
 
+class ByPage(LoadScopeScheduling):
+    """Gives one worker all tests of a page, which share a look at it, and all of test_address, which build a book.
+
+    xdist_group with --dist loadgroup would say it in fewer words, but with pytest 9.2 and xdist 3.8 it groups nothing.
+    """
+
+    def _split_scope(self, nodeid):
+        page = re.search(r"\[(book/.+?|[^/]+?)(\.html)?(-light|-dark)?\]$", nodeid)
+        return page[1] if page else nodeid.partition("::")[0] if "test_address" in nodeid else nodeid
+
+
+def pytest_xdist_make_scheduler(config, log):
+    return ByPage(config, log)
+
+
 @pytest.fixture(scope="session")
 def address():
     server = Server(("127.0.0.1", 0), functools.partial(Handler, directory=SITE))
@@ -62,14 +82,10 @@ def browser():
         browser.close()
 
 
-@pytest.fixture
-def visit(browser, address):
-    """Opens a page and waits for its formulas. What it asked of other hosts, and its errors, are lists on it."""
-    contexts = []
-
-    def open_page(name, *, theme="light", width=1280):
-        context = browser.new_context(color_scheme=theme, viewport={"width": width, "height": 900})
-        contexts.append(context)
+@contextlib.contextmanager
+def opened(browser, address, name, theme="light"):
+    """A page with its formulas. What it asked of other hosts, and its errors, are lists on it."""
+    with browser.new_context(color_scheme=theme, viewport={"width": 1280, "height": 900}) as context:
         page = context.new_page()
         page.foreign, page.errors = [], []
 
@@ -85,8 +101,48 @@ def visit(browser, address):
         page.on("pageerror", lambda error: page.errors.append(str(error)))
         page.goto(f"{address}/{name}")
         page.evaluate("() => window.MathJax?.startup?.promise")
-        return page
+        yield page
 
-    yield open_page
-    for context in contexts:
-        context.close()
+
+@pytest.fixture
+def visit(browser, address):
+    """Opens a page for a test that does something to it."""
+    with contextlib.ExitStack() as stack:
+        yield lambda name: stack.enter_context(opened(browser, address, name))
+
+
+@pytest.fixture(scope="session")
+def look(browser, address):
+    """What there is to see on a page in a theme. Loading takes longest, so all tests of a page share one look."""
+
+    @functools.cache
+    def seen(name, theme):
+        with opened(browser, address, name, theme) as page:
+            facts = page.evaluate(
+                """() => ({
+                    theme: document.documentElement.dataset.theme,
+                    written: document.querySelectorAll(".math").length,
+                    rendered: document.querySelectorAll(".math mjx-container").length,
+                    broken: document.querySelectorAll("mjx-merror").length,
+                    copyButtons: document.querySelectorAll(".cell_input button.copybtn").length,
+                    download: document.querySelector("a.btn-download-source-button")?.getAttribute("href"),
+                })"""
+            )
+            facts["text"] = page.inner_text("article, main")
+            facts |= {"foreign": [*page.foreign], "errors": [*page.errors]}  # before axe asks for files of its own
+            facts["axe"] = Axe().run(page).response["violations"]
+            page.set_viewport_size({"width": 390, "height": 900})
+            # The page's own scripts hear of the new size before the next frame is drawn.
+            page.evaluate("() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
+            facts["widthOnPhone"] = page.evaluate("() => document.documentElement.scrollWidth")
+            # A box that hides what does not fit would pass; text must stay inside the screen, or in a box that scrolls.
+            facts["lostOnPhone"] = page.evaluate(
+                """() => [...document.querySelectorAll(
+                    "article p, article li, article h1, article h2, article h3, article dt")]
+                .filter(e => e.getBoundingClientRect().right > 391)
+                .filter(e => !e.closest("table, pre, .math, [style*=overflow]"))
+                .map(e => e.textContent.slice(0, 80))"""
+            )
+            return SimpleNamespace(**facts)
+
+    return seen

@@ -22,8 +22,6 @@ INVENTORY = b"# Sphinx inventory version 2\n# Project: NumPy\n# Version: 2\n# zl
     b"numpy.percentile py:function 1 percentile.html#$ -\n"
 )
 
-pytestmark = pytest.mark.xdist_group("address")  # one worker builds the book, once
-
 
 class Quiet(SimpleHTTPRequestHandler):
     def log_message(self, *args):

@@ -79,13 +79,12 @@ def test_a_keyboard_reaches_the_text_first(visit):
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
-def test_a_notebook_can_be_downloaded_and_each_cell_copied(visit, name):
-    page = visit(f"{name}.html")
+def test_a_notebook_can_be_downloaded_and_each_cell_copied(look, name):
+    page = look(f"{name}.html", "light")
     cells = [c for c in nbformat.read(ROOT / f"{name}.ipynb", as_version=4).cells if c.cell_type == "code"]
     shown = [c for c in cells if not {"remove-cell", "remove-input"} & set(c.metadata.get("tags", []))]
-    assert page.locator(".cell_input button.copybtn").count() == len(shown)
-    link = page.locator("a.btn-download-source-button").first.get_attribute("href")
-    file = (SITE / name).parent / link
+    assert page.copyButtons == len(shown)
+    file = (SITE / name).parent / page.download
     assert json.loads(file.read_text(encoding="utf-8")) == json.loads(
         (ROOT / f"{name}.ipynb").read_text(encoding="utf-8")
     )
