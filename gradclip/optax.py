@@ -468,12 +468,19 @@ def _like(state: Any, norm: Any) -> NormState:
             return new
         return jax.sharding.reshard(new, sharding)  # type: ignore[no-untyped-call]
 
-    def shapes(tree: Any) -> Any:
-        return jax.tree.map(lambda x: () if x is None else jnp.shape(x), tree, is_leaf=lambda x: x is None)
+    def fits(new: Any, old: Any) -> bool:
+        return new is None or old is None or jnp.shape(new) == jnp.shape(old)
 
-    if not isinstance(state, NormState) or shapes(state.norm) != shapes(norm):
+    def with_none(function: Any) -> Any:
+        return jax.tree.map(function, norm, state.norm, is_leaf=lambda x: x is None)
+
+    if not isinstance(state, NormState):
         return NormState(norm)
-    return NormState(jax.tree.map(like, norm, state.norm, is_leaf=lambda x: x is None))
+    try:
+        fitting = all(jax.tree.leaves(with_none(fits)))
+    except ValueError:  # the two differ in their structure
+        fitting = False
+    return NormState(with_none(like) if fitting else norm)
 
 
 def _check_static(**arguments: Any) -> None:

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-SCENARIOS = ("replicas", "keras_model", "sharded_arrays", "shards")
+SCENARIOS = ("replicas", "keras_model", "sharded_arrays", "shards", "a_state_in_a_loop")
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS)

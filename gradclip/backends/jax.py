@@ -1,6 +1,7 @@
 """JAX: one expression for all cases, which a compiler fuses with the step that takes the clipped gradients."""
 
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -70,7 +71,7 @@ def measure(arrays: Sequence[Array], ord: float) -> Norm:
     dtype = _widest(arrays)
     batches = [b.astype(_accumulator(b)) for b in _batches([p for a in arrays for p in _parts(a)])]
     squares = jnp.sum(jnp.stack([jnp.sum(jnp.square(b)).astype(dtype) for b in batches]))
-    # A square below the smallest normal number is lost. That must not be felt in the sum.
+    # A square below the smallest normal number may be lost; the sum must be so large that it would not count.
     lost = sum(b.size * (2.0**-1022 if b.dtype == jnp.float64 else 2.0**-126) for b in batches)
     right = (squares < INF) & (squares >= lost * 2**22) & (squares > 0)
     unscaled = (jnp.sqrt(jnp.where(right, squares, 1.0)), jnp.ones_like(squares))
@@ -137,16 +138,16 @@ def _peak(x: Array, axis: Any, keepdims: bool) -> Array:
 
 
 def _usable(peak: Array) -> Array:
-    """A scale to divide by: the peak, or 1 where that is zero or not finite."""
-    return jax.lax.stop_gradient(jnp.where((peak > 0) & jnp.isfinite(peak), peak, 1.0))
+    """A power of two near the peak to divide by, or 1 where that is zero or not finite."""
+    # XLA divides by multiplying with the reciprocal: that of a power of two is exact, and kept from being subnormal.
+    exponent_bits, largest = (11, 2.0**1022) if peak.dtype == jnp.float64 else (8, 2.0**126)
+    power = jax.lax.reduce_precision(jnp.minimum(peak, largest), exponent_bits, 0)
+    return jax.lax.stop_gradient(jnp.where((peak > 0) & jnp.isfinite(peak), power, 1.0))
 
 
 def _modulus(x: Array, scale: Array, dtype: Any) -> Array:
     """|x| / scale. Complex parts are scaled first, for their squares are added."""
-    # XLA divides by multiplying with the reciprocal. That of a huge scale is subnormal, and taken for zero.
-    far = 2.0**512 if dtype == jnp.float64 else 2.0**64
-    shift = jnp.where(scale > far, 1 / far, jnp.where(scale < 1 / far, far, 1.0)).astype(dtype)
-    parts = [p.astype(dtype) * shift / (scale * shift) for p in _parts(x)]
+    parts = [p.astype(dtype) / scale for p in _parts(x)]
     return jnp.abs(parts[0] if len(parts) == 1 else jax.lax.complex(*parts))
 
 
@@ -154,8 +155,8 @@ def _power_norm(moduli: Array, ord: float, axis: Any, keepdims: bool) -> Array:
     """(Σ mᵖ)¹ᐟᵖ, kept finite, with a derivative of 0 at m = 0."""
     if ord == INF:
         return jnp.max(moduli, axis, keepdims=keepdims, initial=0)
-    there = moduli > 0
-    total = jnp.sum(jnp.where(there, jnp.where(there, moduli, 1.0) ** ord, 0.0), axis, keepdims=keepdims)
+    positive = moduli > 0
+    total = jnp.sum(jnp.where(positive, jnp.where(positive, moduli, 1.0) ** ord, 0.0), axis, keepdims=keepdims)
     norm = jnp.where(total > 0, total, 1.0) ** (1 / ord)
     return jnp.where(total > 0, jnp.minimum(norm, np.finfo(norm.dtype).max), 0.0)
 
@@ -180,10 +181,20 @@ def unit_limits(norms: Sequence[Norm], clip_factor: Any, eps: Any) -> list[Norm]
     """The limits r·max(‖W‖, eps) on the gradients of units, given the norms of the units' weights W."""
     limits = []
     for value, mantissa, scale in norms:
-        small = value <= eps
-        mantissa, scale = jnp.where(small, eps * clip_factor, mantissa * clip_factor), jnp.where(small, 1.0, scale)
-        limits.append(_norm(mantissa.astype(value.dtype), scale.astype(value.dtype)))
+        r, power = _split(clip_factor, value.dtype)
+        least, least_power = _split(eps, value.dtype)
+        small = value <= least * least_power
+        n, s = jnp.where(small, least, mantissa), jnp.where(small, least_power, scale)
+        limits.append(_norm(n * r, s * power))
     return limits
+
+
+def _split(x: Any, dtype: Any) -> tuple[Array, Array]:
+    """A number as a mantissa and a power of two that dtype can hold, though the number may be subnormal there."""
+    if isinstance(x, jax.Array):
+        return x.astype(dtype), jnp.ones((), dtype)
+    exponent = min(max(math.frexp(x)[1] - 1, -126), 126) if 0 < x < INF else 0
+    return _scalar(x / 2.0**exponent, dtype), _scalar(2.0**exponent, dtype)
 
 
 # Clipping by a norm ---------------------------------------------------------------------------------------------------
@@ -215,25 +226,27 @@ def scale_each(arrays: Sequence[Array], norms: Sequence[Norm], limits: Sequence[
 
 
 def _factors(norm: Norm, max_norm: Any) -> tuple[tuple[Array, Array], Array]:
-    """What to multiply and then divide by, and whether the norm is not finite and counts."""
+    """What to multiply by and what to divide by then, and whether the norm is not finite where it is needed."""
     limit = max_norm if isinstance(max_norm, Norm) else Norm(max_norm, max_norm, 1.0)
-    c, n, s = limit.mantissa, norm.mantissa, norm.scale / limit.scale
-    below = jnp.where(jnp.isinf(norm.value) & jnp.isfinite(n), c / n / s >= 1, norm.value <= limit.value)
+    # XLA turns a/(b/c) into a·c/b, which can overflow where b/c does not: so the quotient of the scales is a factor.
+    c, n, s = limit.mantissa, norm.mantissa, limit.scale / norm.scale
+    below = jnp.where(jnp.isinf(norm.value) & jnp.isfinite(n), c / n * s >= 1, norm.value <= limit.value)
     keep = below | (c == INF)
     bad = ~keep & ~jnp.isfinite(n)
     n = jnp.where(keep | bad, 1.0, n)  # where the branch not taken divides by zero, its derivative would be NaN
-    ratio = jnp.where(keep, 1.0, jnp.where((c >= 0) & ~bad, c / n / s, NAN))
+    ratio = jnp.where(keep, 1.0, jnp.where((c >= 0) & ~bad, c / n * s, NAN))
     # Too small for float32: apply its root twice, once by dividing, for a compiler may join two factors into one again.
     tiny = (ratio < TINY) & (c > 0)
-    root = jnp.sqrt(jnp.where(tiny, c / n, 1.0)) / jnp.sqrt(s)
+    root = jnp.sqrt(jnp.where(tiny, c / n, 1.0)) * (jnp.sqrt(limit.scale) / jnp.sqrt(norm.scale))
     return (jnp.where(tiny, root, ratio), jnp.where(tiny, 1.0 / root, 1.0)), bad
 
 
 def _times(x: Array, factor: Array, divisor: Array) -> Array:
     """A new array; half precision is multiplied in float32, and rounded once."""
-    wide = x.dtype if jnp.iscomplexobj(x) else _accumulator(x)
-    real = _accumulator(x)
-    return (x.astype(wide) * factor.astype(real) / divisor.astype(real)).astype(x.dtype)
+    # A complex number times a real one would be the product of two complex ones, in which inf·0 is NaN.
+    dtype = _accumulator(x)
+    parts = [p.astype(dtype) * factor.astype(dtype) / divisor.astype(dtype) for p in _parts(x)]
+    return (parts[0] if len(parts) == 1 else jax.lax.complex(*parts)).astype(x.dtype)
 
 
 # Clipping each slice by its own norm ----------------------------------------------------------------------------------
@@ -255,7 +268,9 @@ def scale_slices(x: Array, norm: Norm, limit: Any) -> Array:
 
 @jax.jit
 def _scale_slices(x: Array, norm: Norm, limit: Any) -> Array:
-    return _times(x, *_factors(norm, limit)[0])
+    factor, divisor = _factors(norm, limit)[0]
+    # A product with 1 would lose subnormal numbers, which XLA takes for zero.
+    return jnp.where((factor == 1) & (divisor == 1), x, _times(x, factor, divisor))
 
 
 # Clipping by value ----------------------------------------------------------------------------------------------------
@@ -263,4 +278,7 @@ def _scale_slices(x: Array, norm: Norm, limit: Any) -> Array:
 
 def clamp(arrays: Sequence[Array], low: Any, high: Any) -> list[Array]:
     """The arrays with each element moved into [low, high]; NaN stays."""
-    return [jnp.clip(a, _scalar(low, a.dtype), _scalar(high, a.dtype)) for a in arrays]
+    # XLA's minimum and maximum take subnormal numbers for zero, a selection leaves them as they are.
+    limits = [(_scalar(low, a.dtype), _scalar(high, a.dtype)) for a in arrays]
+    pairs = zip(arrays, limits, strict=True)
+    return [jnp.where((a < least) | (a > most), jnp.clip(a, least, most), a) for a, (least, most) in pairs]
