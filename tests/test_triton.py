@@ -58,7 +58,7 @@ def kernels(monkeypatch):
     module = pytest.importorskip("gradclip.backends.triton_kernels")
     if INTERPRETED:
         monkeypatch.setattr(backend, "_kernels", lambda arrays: module if arrays else None)
-        for name, size in {"LANES": 16, "STEP": 128, "CHUNK": 512}.items():
+        for name, size in {"LANES": 16, "STEP": 256, "CHUNK": 1024}.items():  # a 64th of what they are
             monkeypatch.setattr(module, name, size)
     module._TABLES.clear()
     return module
@@ -104,7 +104,7 @@ def holds(arrays, c, **options):
     norm = gradclip.clip_by_global_norm_(arrays, c, **options)
     assert norm.shape == ()
     assert norm.dtype == (torch.float64 if any(a.dtype in WIDE for a in arrays) else torch.float32)
-    np.testing.assert_allclose(float(norm), n, rtol=1e-14 if norm.dtype == torch.float64 else 1e-6)
+    np.testing.assert_allclose(float(norm), n, rtol=1e-14 if all(a.dtype in WIDE for a in arrays) else 1e-6)
     for a, was, want in zip(arrays, before, oracle.clip_by_global_norm(before, float(c)), strict=True):
         if n <= float(c):
             assert bits(a) == was.tobytes()
@@ -211,6 +211,91 @@ def test_norms_whose_squares_do_not_fit(kernels, taken, raw, dtype):
     norm = gradclip.clip_by_global_norm_(g, n / 4)
     np.testing.assert_allclose(float(norm), n, rtol=1e-14 if dtype in WIDE else 1e-6)
     np.testing.assert_allclose(exact(g), before / 4, rtol=EPS.get(dtype, 1e-6), atol=5e-324)
+    assert all(taken)
+
+
+# What each place of a chunk is filled with: some need another unit than 1 to be squared in float32, some do not.
+FILLS = {
+    "ones": lambda x, _: 1.0,
+    "zeros": lambda x, _: 0.0,
+    "squares too large": lambda x, _: 2e19,
+    "too large once all are summed": lambda x, _: 8e18,
+    "squares too small": lambda x, _: 1e-23,
+    "subnormal": lambda x, _: 1e-40,
+    "the smallest": lambda x, largest: 1.5e-45 if largest > 1e5 else 6e-8,
+    "the largest": lambda x, largest: largest,
+    "one of the largest among ones": lambda x, largest: np.where(x == 77, largest, 1.0),
+    "one small among zeros": lambda x, _: np.where(x == 77, 1e-22, 0.0),
+    "one after the other": lambda x, _: np.where(x % 2, 2e19, 1e-23),
+    "one after the other, small": lambda x, _: np.where(x % 3, 3e-10, 1e-30),
+}
+ROUNDED = 5.75e-7  # what float32 sums may be off by: sum_squares says why
+
+
+def filled(kernels, dtype, names):
+    """An array that has a chunk of each filling."""
+    real = dtype.to_real()
+    places = np.arange(kernels.CHUNK // real.itemsize)
+    largest = torch.finfo(real).max / 64  # so that the norm of a chunk fits the dtype of the norm
+    whole = np.concatenate([np.broadcast_to(FILLS[name](places, largest), places.shape) for name in names])
+    whole = np.where(np.arange(len(whole)) % 5 < 2, -1, 1) * np.minimum(whole, largest)
+    x = torch.tensor(whole).to(real).to(DEVICE)
+    if INTERPRETED and real == torch.bfloat16:  # whose subnormal numbers the interpreter takes for zeros
+        x = torch.where((x != 0) & (x.abs() < 2.0**-126), 2.0**-126, x)
+    return torch.view_as_complex(x.view(-1, 2)) if dtype.is_complex else x
+
+
+@gpu
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", FILLS)
+def test_chunks_that_are_taken_again_beside_chunks_that_are_not(kernels, taken, name, dtype):
+    for names in (  # of three programs, each takes every third
+        [name],
+        [name, "the smallest", "zeros", "one small among zeros", name, name],
+        ["ones", "squares too large", name, name, "zeros", name],
+    ):
+        g = filled(kernels, dtype, names)
+        before = exact(g)
+        n = oracle.norm([before])
+        c = max(n / 4, 1e-37)  # what is clipped to less is subnormal
+        norms = [gradclip.global_norm(g), gradclip.clip_by_global_norm_(g, c)]
+        assert bits(norms[0]) == bits(norms[1])
+        subnormal = torch.finfo(norms[0].dtype).smallest_normal * torch.finfo(norms[0].dtype).eps
+        for norm in norms:
+            assert float(norm) == pytest.approx(n, rel=1e-14 if dtype in WIDE else ROUNDED, abs=subnormal)
+        (want,) = oracle.clip_by_global_norm([before], c)
+        np.testing.assert_allclose(exact(g), want, rtol=EPS.get(dtype, 1e-6), atol=torch.finfo(dtype).tiny)
+    assert all(taken)
+
+
+@gpu
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_numbers_that_are_all_alike_are_rounded_all_alike(kernels, dtype):
+    worst = 0.0
+    for x in np.random.default_rng(0).uniform(1, 2, 20):
+        g = torch.full((kernels.CHUNK // dtype.itemsize,), x, dtype=dtype, device=DEVICE)
+        n = float(g[0]) * math.sqrt(len(g))
+        worst = max(worst, abs(float(gradclip.global_norm(g)) / n - 1))
+    assert 2e-8 < worst <= ROUNDED
+
+
+@gpu
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("beside", ["ones", "squares too large", "squares too small"])
+def test_what_is_not_finite_is_found_wherever_it_is(kernels, taken, beside, dtype):
+    whole = filled(kernels, dtype, [beside] * 3)[:-3]
+    of_a_step, of_a_chunk = kernels.STEP // dtype.itemsize, kernels.CHUNK // dtype.itemsize
+    kinds = itertools.cycle([(INF, INF), (NAN, NAN), (-INF, INF)])
+    for begin in (0, 1):  # aligned, or with a first chunk of its own, of less than 16 bytes
+        g = whole[begin:]
+        for at in (0, 20, of_a_step - 1, of_a_step, of_a_chunk, 2 * of_a_chunk + 9, -20, -1):
+            was, (bad, want) = g[at].clone(), next(kinds)
+            g[at] = bad
+            np.testing.assert_equal(float(gradclip.global_norm(g)), want)
+            g[at] = was
+        assert math.isfinite(gradclip.global_norm(g))
+    whole[3], whole[-5] = INF, NAN
+    assert math.isnan(gradclip.global_norm(whole))
     assert all(taken)
 
 
