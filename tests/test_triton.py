@@ -1,5 +1,6 @@
 """The CUDA kernels: on a GPU where there is one, and on the CPU in Triton's interpreter, in a process of its own."""
 
+import contextlib
 import functools
 import importlib.util
 import itertools
@@ -7,6 +8,7 @@ import math
 import os
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +35,10 @@ gpu = pytest.mark.gpu  # the interpreter is run without conftest.py, which would
 
 def only_gpu(test):
     return gpu(pytest.mark.skipif(INTERPRETED, reason="needs a GPU")(test))
+
+
+def only_interpreted(test):
+    return pytest.mark.skipif(not INTERPRETED, reason="stands in for a GPU")(test)
 
 
 @pytest.mark.skipif(INTERPRETED, reason="is what runs this")
@@ -478,6 +484,83 @@ def test_rows_cover_every_byte_once(kernels, monkeypatch):
     follows = rows[0][1:] == rows[0][:-1] + lengths[:-1]
     assert all(follow or address in begins for follow, address in zip(follows, rows[0][1:].tolist(), strict=True))
     assert lengths.sum() == sum(n * dtype.itemsize for _, n, dtype in places)
+
+
+# A GPU that is not there ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def gpu_stub(kernels, monkeypatch):
+    """PyTorch as it answers where there is a GPU, for kernels that are interpreted; what a test may change."""
+    about = types.SimpleNamespace(stream=1, capturing=False, warp_size=32, multi_processor_count=1)
+    monkeypatch.setattr(kernels, "_is_gpu", lambda device: True)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: about.capturing)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: types.SimpleNamespace(cuda_stream=about.stream))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: about)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda x: x.clone())
+    empty = torch.empty
+    monkeypatch.setattr(torch, "empty", lambda *shape, pin_memory=False, **options: empty(*shape, **options))
+    for its in (kernels._RUN, kernels._SPARE, kernels._CAPTURED, kernels._TABLES):
+        its.clear()
+    for its in (kernels._programs, kernels._options):
+        its.cache_clear()
+    yield about
+    for its in (kernels._programs, kernels._options):
+        its.cache_clear()
+    for its in (kernels._RUN, kernels._SPARE, kernels._CAPTURED, kernels._TABLES):
+        its.clear()
+
+
+@only_interpreted
+def test_each_stream_has_a_table_of_its_own(kernels, gpu_stub, taken):
+    g = tensor([3.0, 4.0])
+    for stream in (1, 2, 1):
+        gpu_stub.stream = stream
+        assert float(gradclip.global_norm(g)) == 5.0
+    assert [key[1] for key in kernels._TABLES] == [2, 1]  # the last used comes last
+    assert all(taken)
+
+
+@only_interpreted
+def test_a_graph_takes_what_a_call_before_it_has_set_aside(kernels, gpu_stub, taken):
+    g = tensor(np.full(1000, 2.0))
+    gpu_stub.capturing = True
+    assert float(gradclip.clip_by_global_norm_(g, 1e9)) == pytest.approx(2 * math.sqrt(1000), rel=1e-6)
+    assert not any(taken)  # no kernel has run: PyTorch did the work
+    assert not kernels._SPARE
+    gpu_stub.capturing = False
+    gradclip.clip_by_global_norm_(g, 1e9)
+    tables = dict(kernels._TABLES)
+    gpu_stub.capturing = True
+    taken.clear()
+    for others in (g, g[1:]):
+        gradclip.clip_by_global_norm_(others, 1e9)
+    assert taken == [True] * 4
+    assert tables == kernels._TABLES  # a graph's table is no other call's
+    first, second = kernels._CAPTURED
+    gpu_stub.capturing = False
+    gradclip.clip_by_global_norm_([g, g[:7]], 1.0)
+    np.testing.assert_array_equal(first, kernels._rows([(g.data_ptr(), 1000, g.dtype)])[0])
+    np.testing.assert_array_equal(second, kernels._rows([(g[1:].data_ptr(), 999, g.dtype)])[0])
+    gpu_stub.capturing = True
+    taken.clear()
+    gradclip.clip_by_global_norm_(g, 1.0)
+    gradclip.global_norm(g.to(torch.float64))  # a variant that has not run
+    assert taken == [True, True, False]
+
+
+@only_interpreted
+@pytest.mark.parametrize(("warp_size", "warps"), [(32, 8), (64, 4)])
+def test_an_amd_gpu_takes_the_same_path_with_as_many_threads(kernels, gpu_stub, taken, warp_size, warps, monkeypatch):
+    monkeypatch.setattr(torch.version, "hip", "7.0")
+    monkeypatch.setattr(torch.version, "cuda", None)
+    gpu_stub.warp_size = warp_size
+    g = tensor([3.0, 4.0])
+    assert float(gradclip.clip_by_global_norm_(g, 1.0)) == 5.0
+    np.testing.assert_allclose(exact(g), [0.6, 0.8], rtol=1e-6)
+    assert kernels._options(g.device)["num_warps"] == warps
+    assert all(taken)
 
 
 # What only a GPU can show --------------------------------------------------------------------------------------------
