@@ -16,7 +16,7 @@ from typing import Any
 from tqdm import tqdm
 
 from .frameworks import FRAMEWORKS
-from .record import held_against, machine, table
+from .record import held_against, limit, machine, table
 from .shapes import SETS, SHAPES, elements
 from .timing import Row, compare
 
@@ -158,7 +158,3 @@ def show(record: dict[str, Any]) -> str:
 def spread(row: Row) -> str:
     median, *quartiles = (f"{row[key] * 1e3:.4g}" for key in ("median", "q1", "q3") if key in row)
     return f"{median} ({' – '.join(quartiles)})" if quartiles else median
-
-
-def limit(bar: Row) -> str:
-    return f"≥ {bar['at_least']:g}" if "at_least" in bar else f"≤ {bar['at_most']:g}"

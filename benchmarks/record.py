@@ -59,6 +59,10 @@ def held_against(
     return [{"bar": name, "at_most": at_most, "value": worst, "on": on, "met": worst <= at_most}]
 
 
+def limit(bar: dict[str, Any]) -> str:
+    return f"≥ {bar['at_least']:g}" if "at_least" in bar else f"≤ {bar['at_most']:g}"
+
+
 def write(record: dict[str, Any], folder: Path = RESULTS) -> Path:
     about = record["machine"]
     name = about.get("gpu") or "{system}-{architecture}-{cores}cores-{cpu}".format(**about)

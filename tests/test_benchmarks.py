@@ -188,6 +188,15 @@ def test_without_a_gpu_nothing_is_written():
     assert sorted(RESULTS.iterdir()) == before
 
 
+def test_the_gpu_s_benchmark_needs_torch_and_triton_alone():
+    others = "tensorflow", "keras", "jax", "jaxlib", "optax", "matplotlib", "tqdm", "pandas", "scipy"
+    code = f"import sys; sys.modules.update(dict.fromkeys({others})); import runpy; sys.argv = ['benchmarks', 'gpu']\n"
+    code += "from benchmarks import gpu; gpu.torch.cuda.is_available = lambda: False\n"
+    code += "runpy.run_module('benchmarks', run_name='__main__')"
+    run = subprocess.run([sys.executable, "-c", code], cwd=cpu.ROOT, capture_output=True, text=True)
+    assert "PyTorch sees none" in run.stderr
+
+
 @pytest.mark.gpu
 def test_a_run_on_a_gpu():
     record = gpu.run(["torch"], ["tiny"], rounds=1)

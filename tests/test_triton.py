@@ -1,5 +1,6 @@
 """The CUDA kernels: on a GPU where there is one, and on the CPU in Triton's interpreter, in a process of its own."""
 
+import contextlib
 import functools
 import importlib.util
 import itertools
@@ -7,6 +8,7 @@ import math
 import os
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +35,10 @@ def only_gpu(test):
     return gpu(pytest.mark.skipif(INTERPRETED, reason="needs a GPU")(test))
 
 
+def only_interpreted(test):
+    return pytest.mark.skipif(not INTERPRETED, reason="stands in for a GPU")(test)
+
+
 @pytest.mark.skipif(INTERPRETED, reason="is what runs this")
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the GPU itself runs what is below")
 @pytest.mark.skipif(not importlib.util.find_spec("triton"), reason="needs Triton")
@@ -56,7 +62,7 @@ def kernels(monkeypatch):
     module = pytest.importorskip("gradclip.backends.triton_kernels")
     if INTERPRETED:
         monkeypatch.setattr(backend, "_kernels", lambda arrays: module if arrays else None)
-        for name, size in {"LANES": 16, "STEP": 128, "CHUNK": 512}.items():
+        for name, size in {"LANES": 16, "STEP": 256, "CHUNK": 1024}.items():  # a 64th of what they are
             monkeypatch.setattr(module, name, size)
     module._TABLES.clear()
     return module
@@ -102,7 +108,7 @@ def holds(arrays, c, **options):
     norm = gradclip.clip_by_global_norm_(arrays, c, **options)
     assert norm.shape == ()
     assert norm.dtype == (torch.float64 if any(a.dtype in WIDE for a in arrays) else torch.float32)
-    np.testing.assert_allclose(float(norm), n, rtol=1e-14 if norm.dtype == torch.float64 else 1e-6)
+    np.testing.assert_allclose(float(norm), n, rtol=1e-14 if all(a.dtype in WIDE for a in arrays) else 1e-6)
     for a, was, want in zip(arrays, before, oracle.clip_by_global_norm(before, float(c)), strict=True):
         if n <= float(c):
             assert bits(a) == was.tobytes()
@@ -209,6 +215,92 @@ def test_norms_whose_squares_do_not_fit(kernels, taken, raw, dtype):
     norm = gradclip.clip_by_global_norm_(g, n / 4)
     np.testing.assert_allclose(float(norm), n, rtol=1e-14 if dtype in WIDE else 1e-6)
     np.testing.assert_allclose(exact(g), before / 4, rtol=EPS.get(dtype, 1e-6), atol=5e-324)
+    assert all(taken)
+
+
+# What each place of a chunk is filled with: some need another unit than 1 to be squared in float32, some do not.
+FILLS = {
+    "ones": lambda x, _: 1.0,
+    "zeros": lambda x, _: 0.0,
+    "squares too large": lambda x, _: 2e19,
+    "too large once all are summed": lambda x, _: 8e18,
+    "squares too small": lambda x, _: 1e-23,
+    "subnormal": lambda x, _: 1e-40,
+    "the smallest": lambda x, largest: 1.5e-45 if largest > 1e5 else 6e-8,
+    "the largest": lambda x, largest: largest,
+    "one of the largest among ones": lambda x, largest: np.where(x == 77, largest, 1.0),
+    "one small among zeros": lambda x, _: np.where(x == 77, 1e-22, 0.0),
+    "one after the other": lambda x, _: np.where(x % 2, 2e19, 1e-23),
+    "one after the other, small": lambda x, _: np.where(x % 3, 3e-10, 1e-30),
+}
+ROUNDED = 5.75e-7  # what float32 sums may be off by: sum_squares says why
+
+
+def filled(kernels, dtype, names):
+    """An array that has a chunk of each filling."""
+    real = dtype.to_real()
+    places = np.arange(kernels.CHUNK // real.itemsize)
+    largest = torch.finfo(real).max / 64  # so that the norm of a chunk fits the dtype of the norm
+    whole = np.concatenate([np.broadcast_to(FILLS[name](places, largest), places.shape) for name in names])
+    whole = np.where(np.arange(len(whole)) % 5 < 2, -1, 1) * np.minimum(whole, largest)
+    x = torch.tensor(whole).to(real).to(DEVICE)
+    if INTERPRETED and real == torch.bfloat16:  # whose subnormal numbers the interpreter takes for zeros
+        x = torch.where((x != 0) & (x.abs() < 2.0**-126), 2.0**-126, x)
+    return torch.view_as_complex(x.view(-1, 2)) if dtype.is_complex else x
+
+
+@gpu
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", FILLS)
+def test_chunks_that_are_taken_again_beside_chunks_that_are_not(kernels, taken, name, dtype):
+    for names in (  # of three programs, each takes every third
+        [name],
+        [name, "the smallest", "zeros", "one small among zeros", name, name],
+        ["ones", "squares too large", name, name, "zeros", name],
+    ):
+        g = filled(kernels, dtype, names)
+        before = exact(g)
+        n = oracle.norm([before])
+        c = max(n / 4, 1e-37)  # what is clipped to less is subnormal
+        norms = [gradclip.global_norm(g), gradclip.clip_by_global_norm_(g, c)]
+        assert bits(norms[0]) == bits(norms[1])
+        subnormal = torch.finfo(norms[0].dtype).smallest_normal * torch.finfo(norms[0].dtype).eps
+        for norm in norms:
+            assert float(norm) == pytest.approx(n, rel=1e-14 if dtype in WIDE else ROUNDED, abs=subnormal)
+        np.testing.assert_allclose(
+            exact(g), before * min(1, c / n), rtol=EPS.get(dtype, 1e-6), atol=torch.finfo(dtype).tiny
+        )
+    assert all(taken)
+
+
+@gpu
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_numbers_that_are_all_alike_are_rounded_all_alike(kernels, dtype):
+    worst = 0.0
+    for x in np.random.default_rng(0).uniform(1, 2, 20):
+        g = torch.full((kernels.CHUNK // dtype.itemsize,), x, dtype=dtype, device=DEVICE)
+        n = float(g[0]) * math.sqrt(len(g))
+        worst = max(worst, abs(float(gradclip.global_norm(g)) / n - 1))
+    assert 2e-8 < worst <= ROUNDED
+
+
+@gpu
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("beside", ["ones", "squares too large", "squares too small"])
+def test_what_is_not_finite_is_found_wherever_it_is(kernels, taken, beside, dtype):
+    whole = filled(kernels, dtype, [beside] * 3)[:-3]
+    of_a_step, of_a_chunk = kernels.STEP // dtype.itemsize, kernels.CHUNK // dtype.itemsize
+    kinds = itertools.cycle([(INF, INF), (NAN, NAN), (-INF, INF)])
+    for begin in (0, 1):  # aligned, or with a first chunk of its own, of less than 16 bytes
+        g = whole[begin:]
+        for at in (0, 20, of_a_step - 1, of_a_step, of_a_chunk, 2 * of_a_chunk + 9, -20, -1):
+            was, (bad, want) = g[at].clone(), next(kinds)
+            g[at] = bad
+            np.testing.assert_equal(float(gradclip.global_norm(g)), want)
+            g[at] = was
+        assert math.isfinite(gradclip.global_norm(g))
+    whole[3], whole[-5] = INF, NAN
+    assert math.isnan(gradclip.global_norm(whole))
     assert all(taken)
 
 
@@ -390,6 +482,83 @@ def test_rows_cover_every_byte_once(kernels, monkeypatch):
     follows = rows[0][1:] == rows[0][:-1] + lengths[:-1]
     assert all(follow or address in begins for follow, address in zip(follows, rows[0][1:].tolist(), strict=True))
     assert lengths.sum() == sum(n * dtype.itemsize for _, n, dtype in places)
+
+
+# A GPU that is not there ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def gpu_stub(kernels, monkeypatch):
+    """PyTorch as it answers where there is a GPU, for kernels that are interpreted; what a test may change."""
+    about = types.SimpleNamespace(stream=1, capturing=False, warp_size=32, multi_processor_count=1)
+    monkeypatch.setattr(kernels, "_is_gpu", lambda device: True)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: about.capturing)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: types.SimpleNamespace(cuda_stream=about.stream))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: about)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda x: x.clone())
+    empty = torch.empty
+    monkeypatch.setattr(torch, "empty", lambda *shape, pin_memory=False, **options: empty(*shape, **options))
+    for its in (kernels._RUN, kernels._SPARE, kernels._CAPTURED, kernels._TABLES):
+        its.clear()
+    for its in (kernels._programs, kernels._options):
+        its.cache_clear()
+    yield about
+    for its in (kernels._programs, kernels._options):
+        its.cache_clear()
+    for its in (kernels._RUN, kernels._SPARE, kernels._CAPTURED, kernels._TABLES):
+        its.clear()
+
+
+@only_interpreted
+def test_each_stream_has_a_table_of_its_own(kernels, gpu_stub, taken):
+    g = tensor([3.0, 4.0])
+    for stream in (1, 2, 1):
+        gpu_stub.stream = stream
+        assert float(gradclip.global_norm(g)) == 5.0
+    assert [key[1] for key in kernels._TABLES] == [2, 1]  # the last used comes last
+    assert all(taken)
+
+
+@only_interpreted
+def test_a_graph_takes_what_a_call_before_it_has_set_aside(kernels, gpu_stub, taken):
+    g = tensor(np.full(1000, 2.0))
+    gpu_stub.capturing = True
+    assert float(gradclip.clip_by_global_norm_(g, 1e9)) == pytest.approx(2 * math.sqrt(1000), rel=1e-6)
+    assert not any(taken)  # no kernel has run: PyTorch did the work
+    assert not kernels._SPARE
+    gpu_stub.capturing = False
+    gradclip.clip_by_global_norm_(g, 1e9)
+    tables = dict(kernels._TABLES)
+    gpu_stub.capturing = True
+    taken.clear()
+    for others in (g, g[1:]):
+        gradclip.clip_by_global_norm_(others, 1e9)
+    assert taken == [True] * 4
+    assert tables == kernels._TABLES  # a graph's table is no other call's
+    first, second = kernels._CAPTURED
+    gpu_stub.capturing = False
+    gradclip.clip_by_global_norm_([g, g[:7]], 1.0)
+    np.testing.assert_array_equal(first, kernels._rows([(g.data_ptr(), 1000, g.dtype)])[0])
+    np.testing.assert_array_equal(second, kernels._rows([(g[1:].data_ptr(), 999, g.dtype)])[0])
+    gpu_stub.capturing = True
+    taken.clear()
+    gradclip.clip_by_global_norm_(g, 1.0)
+    gradclip.global_norm(g.to(torch.float64))  # a variant that has not run
+    assert taken == [True, True, False]
+
+
+@only_interpreted
+@pytest.mark.parametrize(("warp_size", "warps"), [(32, 8), (64, 4)])
+def test_an_amd_gpu_takes_the_same_path_with_as_many_threads(kernels, gpu_stub, taken, warp_size, warps, monkeypatch):
+    monkeypatch.setattr(torch.version, "hip", "7.0")
+    monkeypatch.setattr(torch.version, "cuda", None)
+    gpu_stub.warp_size = warp_size
+    g = tensor([3.0, 4.0])
+    assert float(gradclip.clip_by_global_norm_(g, 1.0)) == 5.0
+    np.testing.assert_allclose(exact(g), [0.6, 0.8], rtol=1e-6)
+    assert kernels._options(g.device)["num_warps"] == warps
+    assert all(taken)
 
 
 # What only a GPU can show --------------------------------------------------------------------------------------------

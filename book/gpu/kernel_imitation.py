@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 CHUNK = 16384  # elements: 64 KB of float32
-LANES = 2048  # places in which a program adds
+LANES = 1024  # places in which a program adds
 Array = np.ndarray[Any, Any]
 
 
@@ -33,18 +33,31 @@ class Memory:
 
 
 def sum_squares(memory: Memory, programs: int) -> Array:
-    """Each program's share of the squares: programs take turns, and add in LANES places, in float64."""
+    """Each program's share of the squares: a chunk's are summed in LANES places, in float32, and those in float64."""
     chunks = memory.chunks
     partials = np.zeros(programs)
     for program in range(programs):
         sums = np.zeros(LANES)
+        largest = np.float32(0)
         for chunk in range(program, len(chunks), programs):
-            x = memory.load(chunks[chunk]).astype(np.float64)
-            x = np.pad(x, (0, -len(x) % LANES)).reshape(-1, LANES)
-            for row in x:
-                sums += row * row
+            x = memory.load(chunks[chunk])
+            squares = chunk_squares(x)
+            largest = np.fmax(largest, np.sum(squares))
+            unit = np.float32(1)
+            if not (np.sum(squares) < np.inf and largest >= 2.0**-64):  # once more: x is on the chip already
+                unit = np.float32(2.0**-90 if np.sum(squares) < 1 else 2.0**70)
+                squares = chunk_squares(x / unit)
+            sums += squares * np.float64(unit) ** 2
         partials[program] = np.cumsum(sums)[-1]  # one after the other: a fixed order
     return partials
+
+
+def chunk_squares(x: Array) -> Array:
+    sums = np.zeros(LANES, np.float32)
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        for row in np.pad(x, (0, -len(x) % LANES)).reshape(-1, LANES):
+            sums += row * row
+    return sums
 
 
 def join(partials: Array) -> float:
