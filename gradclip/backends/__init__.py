@@ -73,7 +73,7 @@ def pytree_node(x: object) -> tuple[dict[str, Any], Callable[[Iterable[Any]], An
     None where x is a leaf to JAX, or where JAX has not been imported, and so can have registered nothing.
     """
     tree_util = sys.modules.get("jax.tree_util")
-    if tree_util is None:
+    if tree_util is None or isinstance(x, (bool, int, float, complex, str)):  # torch.compile cannot trace the question
         return None
     children, structure = tree_util.tree_flatten_with_path(x, is_leaf=lambda node: node is not x)
     if tree_util.treedef_is_leaf(structure) and structure.num_leaves == 1:
