@@ -71,10 +71,8 @@ def thresholds(max_norm: Any, tree: Tree, axes: list[tuple[int, ...] | None]) ->
         if i and c is each[0] and axis is None:
             checked.append(checked[0])
             continue
-        if axis is None or _of_unknown_rank(tree.arrays[i]):
-            shape: tuple[int, ...] = ()
-        else:
-            shape = tuple(1 if j in axis else n for j, n in enumerate(tuple(tree.arrays[i].shape)))
+        lengths = () if axis is None or _of_unknown_rank(tree.arrays[i]) else tuple(tree.arrays[i].shape)
+        shape = tuple(1 if j in (axis or ()) else n for j, n in enumerate(lengths))
         name = "max_norm" + tree.name(i).removeprefix("grads") if trees else "max_norm"
         checked.append(nonnegative(c, tree.backend, name, NEGATIVE, shape))
     return checked

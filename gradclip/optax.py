@@ -237,7 +237,12 @@ def clip_by_block_rms(threshold: Any) -> optax.GradientTransformation:
     Returns
     -------
     optax.GradientTransformation
-        Without a state. Its ``update`` raises as `gradclip.clip_by_block_rms` does.
+        Without a state.
+
+    Raises
+    ------
+    TypeError, ValueError
+        From ``update``, as for `gradclip.clip_by_block_rms`.
 
     References
     ----------

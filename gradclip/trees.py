@@ -99,7 +99,8 @@ def _map(visit: Callable[[Any], Any], tree: Nested) -> Nested:
         if isinstance(tree, tuple):
             return type(tree)(*items) if hasattr(tree, "_fields") else tuple(items)
         return items
-    if tree is None or backend_of(tree) or not (node := pytree_node(tree)):
+    node = None if tree is None or backend_of(tree) else pytree_node(tree)
+    if node is None:
         return visit(tree)
     children, make = node
     return make([child if _is_static(child) else _map(visit, child) for child in children.values()])
@@ -116,7 +117,8 @@ def _children(tree: Nested, name: str) -> list[tuple[str, Nested]] | None:
         return [(f"{name}.{field}", getattr(tree, field)) for field in tree._fields]
     if isinstance(tree, (list, tuple)):
         return [(f"{name}[{i}]", item) for i, item in enumerate(tree)]
-    if tree is None or backend_of(tree) or not (node := pytree_node(tree)):
+    node = None if tree is None or backend_of(tree) else pytree_node(tree)
+    if node is None:
         return None
     return [(name + path, None if _is_static(child) else child) for path, child in node[0].items()]
 

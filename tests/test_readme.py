@@ -22,6 +22,7 @@ def test_there_is_an_example_for_each_framework():
 
 def test_links_lead_somewhere():
     root = Path(__file__).parents[1]
-    links = re.findall(r"\]\((?!https:)([^)]+)\)", README)
+    # Those to other hosts cannot be followed without a network.
+    links = [link for link in re.findall(r"\]\(([^)]+)\)", README) if not link.startswith("https://")]
     assert links
     assert [link for link in links if not (root / link).exists()] == []

@@ -2,6 +2,8 @@
 
 import math
 import os
+import subprocess
+import sys
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -346,3 +348,36 @@ def test_complex_infinity_becomes_nan_in_both_parts(run):
         got = run(clip, np.array([INF + 0j, 1j], np.complex64))
         assert np.isnan(got.real).all()
         assert np.isnan(got.imag).all()
+
+
+# AutoGraph, which rewrites what a tf.function calls, warns once a process of what it cannot read: hence a new one.
+UNDER_AUTOGRAPH = """
+import functools
+import tensorflow as tf, gradclip, gradclip.tensorflow as ours
+grads = {"w": tf.constant([[3.0, 4.0]]), "b": [tf.constant([[12.0]]), None]}
+rows = tf.IndexedSlices(tf.ones([2, 2]), tf.constant([1, 1]), tf.constant([3, 2]))
+for function, *arguments in [
+    (gradclip.global_norm, [rows, grads]),
+    (gradclip.leaf_norms, [rows, grads]),
+    (gradclip.clip_by_global_norm, [rows, grads], 1.0),
+    (gradclip.clip_by_norm, [rows, grads], 1.0),
+    (gradclip.clip_by_norm, grads, {"w": 1.0, "b": [2.0, None]}),
+    (functools.partial(gradclip.clip_by_norm, axis=0), grads["w"], tf.ones([1, 2])),
+    (gradclip.clip_by_block_rms, grads, 1.0),
+    (gradclip.clip_by_value, [rows, grads], (-1.0, 2.0)),
+    (gradclip.clip_adaptive, grads, grads),
+    (gradclip.clip_per_example, grads, 1.0),
+    (ours.global_norm, [rows]),
+    (ours.clip_by_global_norm, [rows], 1.0),
+    (ours.clip_by_norm, rows, 1.0),
+    (ours.clip_by_value, rows, -1.0, 1.0),
+]:
+    tf.function(function)(*arguments)
+print("done")
+"""
+
+
+def test_autograph_reads_all_functions():
+    run = subprocess.run([sys.executable, "-c", UNDER_AUTOGRAPH], capture_output=True, text=True, check=False)
+    assert run.stdout == "done\n", run.stderr
+    assert [line for line in run.stderr.splitlines() if "AutoGraph" in line] == []

@@ -13,7 +13,7 @@ import pytest
 from conftest import SITE
 from tools.notebooks import ROOT, all_notebooks
 
-MODULES = ("gradclip", "gradclip.thresholds", "gradclip.torch", "gradclip.keras", "gradclip.optax")
+MODULES = ("gradclip", *(f"gradclip.{name}" for name in ("thresholds", "torch", "tensorflow", "keras", "optax")))
 PUBLIC = {
     f"{module}.{name}": getattr(importlib.import_module(module), name)
     for module in MODULES
