@@ -1,6 +1,7 @@
 """What nbval needs to know about this book's notebooks; the tests' own fixtures are in tests/."""
 
 import contextlib
+import json
 from functools import partial
 
 from tools.notebooks import set_kernel_environment
@@ -21,6 +22,13 @@ def pytest_collectstart(collector):
 def pytest_itemcollected(item):
     if hasattr(item, "compare_outputs") and "tolerance" in item.cell.metadata:
         item.compare_outputs = partial(compare_within_tolerance, item)
+
+
+def pytest_collection_modifyitems(config, items):
+    """Puts the notebooks that take longest first: both workers then end at about the same time."""
+    recorded = json.loads((config.rootpath / "book" / "running_times.json").read_text())
+    seconds = {name: entry["seconds"] for name, entry in recorded.items()}
+    items.sort(key=lambda item: -seconds.get(item.nodeid.split("::")[0], 0))
 
 
 def compare_within_tolerance(cell, new, stored, skip_compare=None):

@@ -1,28 +1,36 @@
 """Runs every check of `make test`, the later ones too when an earlier one fails, and sums up.
 
+Stages that keep one core busy run first, two at a time, and print what they found when they end, each in one piece.
+
 Usage: check.py [STAGE ...], where a stage is one of the names below; none means all but "core", a part of "tests".
 """
 
+import concurrent.futures
 import os
 import shutil
 import subprocess
 import sys
 import time
 
-STAGES = {
+# The longest comes first, so that the others fit beside it.
+ONE_CORE = {
+    "book": "make --no-print-directory book",
     "lint": "ruff check .",
     "format": "ruff format --check .",
     "types": "mypy --strict gradclip",
     # macOS has no Triton, and its kernels have no examples.
     "doctest": "pytest -q --doctest-modules gradclip --ignore=gradclip/backends/triton_kernels.py",
+}
+TWO_CORES = {
     # For daily work (`make check`): JAX compiles each case anew, which takes most of the time of the stage "tests".
     "core": "pytest -q -n 2 tests/test_contract.py tests/test_faults.py -k not(jax)",
-    "tests": "pytest -q -n 2 tests --ignore=tests/site",
-    # One worker takes one notebook from its first cell to its last: its cells share a kernel.
-    "notebooks": "pytest -q --nbval --nbval-current-env --nbval-cell-timeout=120 -n 2 --dist loadscope book",
-    "book": "make --no-print-directory book",
+    "tests": "pytest -q -n 2 --dist worksteal tests --ignore=tests/site",
+    # One worker takes one notebook from its first cell to its last: its cells share a kernel. conftest.py orders them.
+    "notebooks": "pytest -q --nbval --nbval-current-env --nbval-cell-timeout=120"
+    " -n 2 --dist loadscope --no-loadscope-reorder book",
     "site": "pytest -q -n 2 --dist loadscope tests/site",
 }
+STAGES = ONE_CORE | TWO_CORES
 
 
 def chromium() -> str | None:
@@ -31,20 +39,32 @@ def chromium() -> str | None:
     return os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
 
 
-def main(names: list[str]) -> int:
-    results = []
-    for name in names or [stage for stage in STAGES if stage != "core"]:
-        print(f"\n── {name}: {STAGES[name]}", flush=True)
-        if name == "site" and not chromium():
-            print("not run: there is no Chromium or Chrome; install one, or name it with CHROMIUM=/path/to/it")
-            results.append((name, "not run", 0.0))
-            continue
-        start = time.perf_counter()
-        command = STAGES[name].split()
-        if command[0] != "make":
-            command = [sys.executable, "-m", *command]
+def run(name: str) -> tuple[str, str, float]:
+    """Runs a stage and returns its name, how it ended, and the seconds it took."""
+    title = f"\n── {name}: {STAGES[name]}"
+    if name == "site" and not chromium():
+        print(title)
+        print("not run: there is no Chromium or Chrome; install one, or name it with CHROMIUM=/path/to/it")
+        return name, "not run", 0.0
+    command = STAGES[name].split()
+    if command[0] != "make":
+        command = [sys.executable, "-m", *command]
+    start = time.perf_counter()
+    if name in TWO_CORES:
+        print(title, flush=True)
         code = subprocess.run(command).returncode
-        results.append((name, "FAILED" if code else "passed", time.perf_counter() - start))
+    else:
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
+        print(title, done.stdout, sep="\n", end="", flush=True)
+        code = done.returncode
+    return name, "FAILED" if code else "passed", time.perf_counter() - start
+
+
+def main(names: list[str]) -> int:
+    names = names or [stage for stage in STAGES if stage != "core"]
+    with concurrent.futures.ThreadPoolExecutor(max_workers=2) as pool:
+        results = list(pool.map(run, [name for name in ONE_CORE if name in names]))
+    results += [run(name) for name in names if name not in ONE_CORE]
     print("\n── summary")
     for name, outcome, seconds in results:
         print(f"{name:10} {outcome} {seconds:7.1f} s")
