@@ -45,7 +45,7 @@ book: $(stamp) ## Build the book and print where to open it
 test: $(stamp) ## Run every check: ruff, mypy, doctest, pytest, notebooks, and the built pages in a browser
 	@$(python) tools/check.py
 
-check: $(stamp) ## Run what daily work needs: ruff, mypy, doctest, and the contract without JAX
+check: $(stamp) ## Run what daily work needs: ruff, mypy, doctest, and the contract in NumPy and PyTorch
 	@$(python) tools/check.py lint format types doctest core
 
 test-portable: $(stamp) ## Run the notebooks as another machine would (MACHINE=avx2, sse or one-thread for others)

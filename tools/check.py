@@ -22,8 +22,8 @@ ONE_CORE = {
     "doctest": "pytest -q --doctest-modules gradclip --ignore=gradclip/backends/triton_kernels.py",
 }
 TWO_CORES = {
-    # For daily work (`make check`): JAX compiles each case anew, which takes most of the time of the stage "tests".
-    "core": "pytest -q -n 2 tests/test_contract.py tests/test_faults.py -k not(jax)",
+    # For daily work (`make check`): JAX and TensorFlow compile case by case, most of the time of the stage "tests".
+    "core": "pytest -q -n 2 tests/test_contract.py tests/test_faults.py -k not(jax)and(not(tensorflow))",
     "tests": "pytest -q -n 2 --dist worksteal tests --ignore=tests/site",
     # One worker takes one notebook from its first cell to its last: its cells share a kernel. conftest.py orders them.
     "notebooks": "pytest -q --nbval --nbval-current-env --nbval-cell-timeout=120"
