@@ -613,8 +613,12 @@ def _each_by_its_norm(tree: Tree, max_norm: Any, ord: float, axis: Any) -> tuple
 def _each_by_its_rms(tree: Tree, threshold: Any) -> tuple[list[Norm], list[Any]]:
     """The norm of each array, and the limit on it: that of an array of as many elements that have this RMS."""
     threshold = arguments.nonnegative(threshold, tree.backend, "threshold", arguments.NEGATIVE)
-    shapes = [(tree.sparse[i][0] if i in tree.sparse else a).shape for i, a in enumerate(tree.arrays)]
-    limits = [threshold * prod(tuple(shape)) ** 0.5 for shape in shapes]
+    limits = []
+    for i, array in enumerate(tree.arrays):
+        shape = (tree.sparse[i][0] if i in tree.sparse else array).shape
+        if getattr(shape, "rank", 0) is None or None in tuple(shape):
+            raise ValueError(f"{tree.name(i)} has a shape that is not known here: tf.ensure_shape sets it")
+        limits.append(threshold * prod(tuple(shape)) ** 0.5)
     return tree.backend.measure_each(tree.arrays, 2, [None] * len(limits)), limits
 
 

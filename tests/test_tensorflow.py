@@ -381,3 +381,13 @@ def test_autograph_reads_all_functions():
     run = subprocess.run([sys.executable, "-c", UNDER_AUTOGRAPH], capture_output=True, text=True, check=False)
     assert run.stdout == "done\n", run.stderr
     assert [line for line in run.stderr.splitlines() if "AutoGraph" in line] == []
+
+
+@pytest.mark.parametrize("shape", [None, [None, 2]])
+def test_the_rms_of_an_array_whose_size_a_graph_does_not_know(shape):
+    @tf.function(input_signature=[tf.TensorSpec(shape, tf.float32)])
+    def clip(x):
+        return gradclip.clip_by_block_rms(x, 1.0)
+
+    with pytest.raises(ValueError, match=r"grads has a shape that is not known here: tf.ensure_shape sets it"):
+        clip(tf.ones((3, 2)))
