@@ -373,5 +373,6 @@ def clamp(arrays: Sequence[Array], low: Any, high: Any) -> list[Array]:
 
 def clamp_within(x: Array, low: Array, high: Array) -> Array:
     """x with each element moved between limits of its dtype, which are broadcast to x."""
-    # TensorFlow takes subnormal numbers for zeros in a minimum, so what lies inside passes it by.
-    return tf.where((low < x) & (x < high), x, tf.maximum(tf.minimum(x, high), low))
+    # A minimum takes subnormal numbers for zeros, and XLA's may lose NaN: only what lies outside goes through one.
+    outside = (x <= low) | (x >= high)
+    return tf.where(outside, tf.maximum(tf.minimum(x, high), low), x)

@@ -474,11 +474,11 @@ def scale_(arrays: Sequence[Array], norm: Norm, max_norm: Any, nonfinite: str) -
     factors, zero = _with_policy(clip_factors(norm, max_norm), nonfinite)
     if zero is not None and (not _on_host([*arrays, zero]) or bool(zero)):
         zeros = [zero.to(a.device) for a in arrays]
-        _multiply_(arrays, [factors] * len(arrays))
+        _multiply_([(arrays, factors)])
         for a, z in zip(arrays, zeros, strict=True):
             a.masked_fill_(z, 0.0)
     else:
-        _multiply_(arrays, [factors] * len(arrays))
+        _multiply_([(arrays, factors)])
 
 
 def scale_each(arrays: Sequence[Array], norms: Sequence[Norm], limits: Sequence[Any]) -> list[Array]:
@@ -500,7 +500,7 @@ def scale_each_(arrays: Sequence[Array], norms: Sequence[Norm], limits: Sequence
         ]
         arrays, norms, limits = ([column[i] for i in left] for column in (arrays, norms, limits))
     factors = _factors_each(norms, limits)
-    _multiply_([a if is_sharded(f) else local(a) for a, f in zip(arrays, factors, strict=True)], factors)
+    _multiply_([([a if is_sharded(f) else local(a)], f) for a, f in zip(arrays, factors, strict=True)])
 
 
 def clip_factors(norm: Norm, limit: Any) -> tuple[tuple[Array, Array], Array]:
@@ -536,7 +536,7 @@ def _factors_each(norms: Sequence[Norm], limits: Sequence[Any]) -> list[list[Arr
     for run in _runs(norms):
         joined, restore = _joined(norms[run])
         if len(joined) == len(norms[run]):
-            factors += ([*clip_factors(n, c)[0]] for n, c in zip(norms[run], limits[run], strict=True))
+            factors.extend([[*clip_factors(n, c)[0]] for n, c in zip(norms[run], limits[run], strict=True)])
             continue
         limit: Any
         if isinstance(limits[0], Norm):
@@ -598,20 +598,19 @@ def _needed(x: Array, factors: Sequence[Array]) -> list[Array]:
     return [f.to(x.device, _accumulator(x.dtype)) for f in factors if not host or bool((f != 1).any())]
 
 
-def _multiply_(arrays: Sequence[Array], factors: Sequence[Sequence[Array]]) -> None:
-    """Multiplies in place. Whatever can fail is done before the first array is written to."""
+def _multiply_(groups: Iterable[tuple[Sequence[Array], Sequence[Array]]]) -> None:
+    """Multiplies groups of arrays in place, each by its factors. All that can fail is done before the first write."""
     planned: dict[Any, tuple[list[Array], list[Array]]] = {}
     halves = []
-    needed: dict[Any, list[Array]] = {}
-    for x, both in zip(arrays, factors, strict=True):
-        key = id(both), x.dtype, x.device
-        if key not in needed:
-            needed[key] = _needed(x, both)
-        multiply = needed[key]
-        x = _physical(x)
-        if x.dtype in HALF and len(multiply) > 1:
-            halves.append((x, multiply))
-        else:
+    for arrays, factors in groups:
+        needed: dict[Any, list[Array]] = {}
+        for x in map(_physical, arrays):
+            if (x.dtype, x.device) not in needed:
+                needed[x.dtype, x.device] = _needed(x, factors)
+            multiply = needed[x.dtype, x.device]
+            if x.dtype in HALF and len(multiply) > 1:
+                halves.append((x, multiply))
+                continue
             for round, f in enumerate(multiply):
                 xs, fs = planned.setdefault((round, x.dtype, x.device), ([], []))
                 xs.append(x)
