@@ -37,8 +37,8 @@ class Counting(torch.overrides.TorchFunctionMode):
         self.fails_at, self.names = fails_at, []
 
     def __torch_function__(self, function, types, arguments=(), keywords=None):
-        # Derivatives are switched off before the first write and on again after the last: that cannot fail, and an error
-        # there would leave them switched off for all the tests that follow.
+        # Switching derivatives off, and on again after the last write, cannot fail; an error there would leave them
+        # switched off for all the tests that follow.
         if function.__name__ != "_set_grad_enabled":
             if len(self.names) == self.fails_at:
                 raise Injected
