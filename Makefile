@@ -80,7 +80,7 @@ mutants: $(stamp) ## List the ways of breaking the core that no test notices (ab
 	@$(python) tools/mutants.py
 
 clean: ## Remove the environment and everything built
-	rm -rf .venv .venv-* _build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-* _build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .jax_cache
 
 $(stamp): pyproject.toml $(CONSTRAINTS) tools/environment.sh
 	@sh tools/environment.sh "$(VENV)" "$(CONSTRAINTS)" "$(PYTHON)"

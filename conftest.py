@@ -1,8 +1,12 @@
 """What nbval needs to know about this book's notebooks; the tests' own fixtures are in tests/."""
 
 import contextlib
+import hashlib
 import json
+import os
+import platform
 from functools import partial
+from pathlib import Path
 
 from tools.notebooks import set_kernel_environment
 from tools.outputs import settle
@@ -11,6 +15,23 @@ with contextlib.suppress(ImportError):
     import triton  # before TensorFlow: see book/reference/versions.md
 
 set_kernel_environment()
+
+
+def keep_what_jax_compiles():
+    """Lets JAX find again what it compiled in an earlier run: a second run of the tests takes far less time.
+
+    XLA compiles for the processor at hand, which JAX does not make part of its key: another one has another folder.
+    """
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    instructions = next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor())
+    folder = Path(__file__).parent / ".jax_cache" / hashlib.sha256(instructions.encode()).hexdigest()[:16]
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder))
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+
+
+keep_what_jax_compiles()
 
 
 def pytest_collectstart(collector):

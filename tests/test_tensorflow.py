@@ -1,5 +1,6 @@
 """gradclip.tensorflow: TensorFlow's own signatures, and its backend in every way that TensorFlow runs it."""
 
+import functools
 import math
 import os
 import subprocess
@@ -21,8 +22,14 @@ def eagerly(f, *raw):
     return tf.nest.map_structure(read, f(*map(tf.constant, raw)))
 
 
+@functools.lru_cache(maxsize=16)
+def traced(f, **options):
+    """One tf.function for each f: called again with the same shapes, it is not traced and compiled again."""
+    return tf.function(f, **options)
+
+
 def in_a_function(f, *raw, **options):
-    return tf.nest.map_structure(read, tf.function(f, **options)(*map(tf.constant, raw)))
+    return tf.nest.map_structure(read, traced(f, **options)(*map(tf.constant, raw)))
 
 
 def compiled(f, *raw):
@@ -30,7 +37,7 @@ def compiled(f, *raw):
 
 
 def without_shapes(f, *raw):
-    signature = [tf.TensorSpec(None, np.asarray(r).dtype) for r in raw]
+    signature = tuple(tf.TensorSpec(None, np.asarray(r).dtype) for r in raw)
     return in_a_function(f, *raw, input_signature=signature)
 
 
@@ -287,7 +294,7 @@ def test_adaptive_clipping_where_a_graph_does_not_know_the_shapes():
         return gradclip.clip_adaptive(g, tf.ones((2, 2)), 0.5)
 
     g = f32([3, -4], [12, 0])
-    got = in_a_function(clip, g, input_signature=[tf.TensorSpec([None, 2], tf.float32)])
+    got = in_a_function(clip, g, input_signature=(tf.TensorSpec([None, 2], tf.float32),))
     np.testing.assert_allclose(got, eagerly(clip, g), rtol=1e-6)
     with pytest.raises(ValueError, match=r"grads, or its parameter, has no known rank here: tf\.ensure_shape"):
         without_shapes(clip, g)
