@@ -43,11 +43,12 @@ def only_interpreted(test):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the GPU itself runs what is below")
 @pytest.mark.skipif(not importlib.util.find_spec("triton"), reason="needs Triton")
 def test_all_below_in_triton_s_interpreter():
+    path = filter(None, [os.environ.get("TRITON_AT"), str(ROOT)])  # see test_kernel_matrix.py
     # Old versions of Triton call NumPy in deprecated ways.
     options = ["-q", "--noconftest", "-p", "no:cacheprovider", "-p", "no:xdist", "-W", "ignore::DeprecationWarning"]
     run = subprocess.run(
         [sys.executable, "-m", "pytest", *options, __file__],
-        env={**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(path)},
         cwd=Path(__file__).parent,
         capture_output=True,
         text=True,
