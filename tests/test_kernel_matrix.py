@@ -285,9 +285,9 @@ WORSE = {
         {"tl.store(place,": "tl.store(start + begin + step,"},
         {"reads or writes less than 16 bytes at once"},
     ),
-    "no exit where there is nothing to clip": (
+    "a gradient read before there is anything to clip": (
         "multiply narrow",
-        {"        return\n    m =": "        c = n.to(tl.float64)\n    m ="},
+        {"n = tl.load(value)": "n = tl.load(value) + tl.load(tl.load(rows).to(tl.pointer_type(tl.float32)))"},
         {"reads more than the norm and the threshold before it returns"},
     ),
     "an operation that takes subnormal numbers for zeros": (
