@@ -285,6 +285,15 @@ def test_numbers_that_are_all_alike_are_rounded_all_alike(kernels, dtype):
     assert 2e-8 < worst <= ROUNDED
 
 
+@only_interpreted  # with as many programs as a GPU has, there would be gigabytes
+def test_the_sums_of_chunks_are_added_in_float64(kernels, taken):
+    ones = torch.ones(3 * kernels.CHUNK // 4)  # a chunk for each program
+    # Squares of 2⁻²⁴: a place's sum of these is half of the last digit that a float32 has for the place's sum of ones.
+    g = torch.cat([ones, *30 * [ones * 2.0**-12]])
+    assert float(gradclip.global_norm(g)) == pytest.approx(oracle.norm([exact(g)]), rel=ROUNDED)
+    assert all(taken)
+
+
 @gpu
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("beside", ["ones", "squares too large", "squares too small"])
