@@ -248,10 +248,23 @@ def wrong(its):
 
 
 def test_the_machine_code_is_as_it_must_be(compiled):
+    from benchmarks.expected import OPERATIONS  # not where this file is a script
+
     matrix = compiled([(SOURCE, chip, None) for chip in CHIPS])
     assert {(its["chip"], its["kernel"]) for its in matrix} == {(chip, its) for chip in CHIPS for its in KERNELS}
     found = [(its["chip"], its["kernel"], its["registers"], what) for its in matrix for what in wrong(its)]
     assert not found, "\n".join(map(str, found))
+    counted = [its["longest"] for its in matrix if its["kernel"] == "sum_squares narrow"]
+    expected = NUMBERS * OPERATIONS["now"]["float32"]
+    assert max(its["float64"] for its in counted) == max(its["conversions"] for its in counted) == expected
+
+
+def test_the_notes_show_the_times_that_are_computed():
+    from benchmarks.expected import rows
+
+    notes = (ROOT / "benchmarks" / "NOTES.md").read_text()
+    for row in rows():
+        assert f"| {' | '.join(row)} |" in notes
 
 
 # Changes to the kernels that leave nearly every result as it is, and what is wrong with the machine code then.
