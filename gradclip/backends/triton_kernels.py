@@ -16,13 +16,14 @@ import torch
 import triton
 import triton.language as tl
 
-# The gradients are cut into chunks, and the programs take turns with them. A program's threads read a step of a chunk
-# at once, in four loads of 16 bytes each. With four programs on a multiprocessor, 64 KB are on their way to it at any
-# time, which keeps the memory busy. Four fit if no thread has more than 64 registers.
+# The gradients are cut into chunks of CHUNK bytes, and the programs take turns with them. A program's threads read STEP
+# bytes of a chunk at once, in four loads of 16 bytes each, and have LANES sums between them, four for each. With four
+# programs on a multiprocessor, 64 KB are on their way to it at any time, which keeps the memory busy. Four fit if no
+# thread has more than 64 registers.
 THREADS = 256
-LANES = 1024  # sums that a program's threads have between them: four for each
-STEP = 16384  # bytes
-CHUNK = 65536  # bytes
+LANES = 1024
+STEP = 16384
+CHUNK = 65536
 PROGRAMS = 4  # on each multiprocessor
 
 ALIGNED = 16  # bytes that one thread reads at once, at an address that is a multiple of them
