@@ -13,10 +13,14 @@ from .shapes import SETS, elements
 class Chip(NamedTuple):
     """Published figures: memory in GB/s, clock in GHz, and what a multiprocessor starts in a clock.
 
-    The rates of float64 additions and of conversions from and to 64-bit types are in NVIDIA's CUDA C++ Programming
-    Guide, "Throughput of Native Arithmetic Instructions"; they are 2 and 2 for compute capabilities 7.5 and 8.9, and 64
-    and 16 for 9.0. Memory, clock and multiprocessors are in the data sheets of the T4 and of the H100 SXM5, and in the
-    white paper of the Ada architecture for the RTX 4090.
+    float64: NVIDIA, "CUDA Programming Guide", Compute Capabilities, "Ratio of FP32 to FP64 Throughput":
+    https://docs.nvidia.com/cuda/cuda-programming-guide/05-appendices/compute-capabilities.html. That is 32:1 of 64 for
+    7.5 (the T4), 64:1 of 128 for 8.9 (the RTX 4090) and 2:1 of 128 for 9.0 (the H100).
+
+    conversions: NVIDIA, "CUDA C++ Best Practices Guide", Throughput of Native Arithmetic Instructions, the row "Type
+    conversions from and to 64-bit types": https://docs.nvidia.com/cuda/cuda-c-best-practices-guide. This row alone was
+    seen only in an edition that ends at 7.x. A wrong figure for the H100 would not show: at 16, and at 8, its time is
+    that of reading. On the other two, one unit does both, at the rate of float64.
     """
 
     memory: float
@@ -27,15 +31,24 @@ class Chip(NamedTuple):
 
 
 CHIPS = {
+    # "NVIDIA GeForce RTX 4090 GPU Family Specifications", for memory and clock:
+    # https://www.thefpsreview.com/gpu-family/nvidia-geforce-rtx-4090-gpu-family-specifications
+    # Multiprocessors and clock as OpenCL reports them, with 0.86 to 0.91 of the bandwidth and two float64 operations in
+    # a clock measured, "results for NVIDIA GeForce RTX 4090": https://github.com/krrishnarraj/clpeak/issues/106
     "RTX 4090": Chip(1008, 2.52, 128, 2, 2),
+    # "NVIDIA Tesla T4 Graphics Card": https://sysrqmts.com/en/gpus/nvidia/tesla/t4. The same in what CUDA's deviceQuery
+    # reports: https://gist.github.com/Terminus-IMRC/5e4b7782c27106dec287050b323cd059
     "T4": Chip(320, 1.59, 40, 2, 2),
+    # The data sheet's table of the H100 SXM, for memory and multiprocessors:
+    # https://archive-lib.hpctech.co.jp/gpuproduct/nvidia-h100.html. The clock outside of tensor cores, "H100":
+    # https://glennklockwood.com/garden/processors/h100. Its 33.5 TFLOP/s of float64 are 132 · 64 · 2 · 1.98 GHz.
     "H100": Chip(3350, 1.98, 132, 64, 16),
 }
 OF_THE_PEAK = 0.9  # of the memory's bandwidth, for a kernel that only reads
 LAUNCHES = 9.0  # µs: start and end of the first kernel, join, and a multiply that returns at once
 WIDTHS = {"float32": 4, "bfloat16": 2}
-# Conversions, and operations in float64, for each number: the kernels up to this change had one of each. Now each of
-# 256 threads has five of each in a chunk of 64 KB: 64 numbers of float32, 128 of bfloat16.
+# Conversions, and operations in float64, for each number: the first kernels had one of each. Now each of 256 threads
+# has five of each in a chunk of 64 KB: 64 numbers of float32, 128 of bfloat16.
 OPERATIONS = {"before": {"float32": 1.0, "bfloat16": 1.0}, "now": {"float32": 5 / 64, "bfloat16": 5 / 128}}
 
 

@@ -1,17 +1,20 @@
 """The harness measures what it says, and says of a missed bar that it is missed. How fast anything is, no test asks."""
 
+import contextlib
 import itertools
 import json
 import subprocess
 import sys
+import types
 from collections import defaultdict
+from time import perf_counter
 
 import numpy as np
 import pytest
 import torch
 
 import gradclip
-from benchmarks import cpu, gpu
+from benchmarks import cpu, gpu, timing
 from benchmarks.frameworks import FRAMEWORKS
 from benchmarks.measure import gradients
 from benchmarks.record import RESULTS, held_against, versions, write
@@ -203,3 +206,45 @@ def test_a_run_on_a_gpu():
     assert "gradclip" in gpu.show(record)
     assert {row["syncs"] for row in record["counts"] if row["who"] == "gradclip"} == {0}
     assert {row["launches"] for row in record["counts"] if row["who"] == "gradclip"} == {3}
+
+
+@pytest.fixture
+def a_gpu_that_is_a_cpu(monkeypatch):
+    """All that the benchmark asks of a GPU, answered by the CPU, with 1 GB of memory."""
+
+    class Event:
+        def __init__(self, enable_timing):
+            assert enable_timing
+
+        def record(self):
+            self.at = perf_counter()
+
+        def elapsed_time(self, end):
+            return 1e3 * (end.at - self.at)
+
+    about = types.SimpleNamespace(name="A Stub", multi_processor_count=1, L2_cache_size=0, total_memory=10**9)
+    answers = {"is_available": True, "get_device_properties": about, "max_memory_allocated": 0, "memory_allocated": 0}
+    does_nothing = ("synchronize", "_sleep", "reset_peak_memory_stats", "set_sync_debug_mode", "empty_cache")
+    for name, answer in {**answers, **dict.fromkeys(does_nothing)}.items():
+        monkeypatch.setattr(torch.cuda, name, lambda *_, answer=answer: answer)
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    for name in ("randn", "ones"):
+        make = getattr(torch, name)
+        monkeypatch.setattr(torch, name, lambda *shape, device, make=make, **options: make(*shape, **options))
+    monkeypatch.setattr(torch, "empty", lambda size, dtype, device, make=torch.empty: make(1, dtype=dtype))
+    monkeypatch.setattr(torch, "Generator", lambda device, make=torch.Generator: make())
+    monkeypatch.setattr(torch, "compile", lambda function: function)
+    profile = types.SimpleNamespace(events=list)
+    monkeypatch.setattr(torch.profiler, "profile", lambda activities: contextlib.nullcontext(profile))
+
+
+def test_a_whole_run_without_a_gpu(a_gpu_that_is_a_cpu, monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(timing, "ENOUGH", 0.0)
+    monkeypatch.setattr(gpu.gc, "collect", lambda: None)  # which takes long beside all that tests import
+    record = gpu.run(["torch"], ["tiny", "one-billion"], rounds=1)
+    assert "one-billion is left out: it needs 16 GB of memory" in capsys.readouterr().err
+    assert [its["set"] for its in record["sets"]] == ["tiny"]
+    assert {row["who"] for row in record["seconds"]} == {"gradclip", "foreach", "each", "compiled"}
+    assert "failed" not in record
+    assert "gradclip" in gpu.show(record)
+    assert write(record, tmp_path).name == "a-stub.json"

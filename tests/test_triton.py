@@ -43,11 +43,12 @@ def only_interpreted(test):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the GPU itself runs what is below")
 @pytest.mark.skipif(not importlib.util.find_spec("triton"), reason="needs Triton")
 def test_all_below_in_triton_s_interpreter():
+    path = filter(None, [os.environ.get("TRITON_AT"), str(ROOT)])  # see test_kernel_matrix.py
     # Old versions of Triton call NumPy in deprecated ways.
     options = ["-q", "--noconftest", "-p", "no:cacheprovider", "-p", "no:xdist", "-W", "ignore::DeprecationWarning"]
     run = subprocess.run(
         [sys.executable, "-m", "pytest", *options, __file__],
-        env={**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(path)},
         cwd=Path(__file__).parent,
         capture_output=True,
         text=True,
@@ -282,6 +283,15 @@ def test_numbers_that_are_all_alike_are_rounded_all_alike(kernels, dtype):
         n = float(g[0]) * math.sqrt(len(g))
         worst = max(worst, abs(float(gradclip.global_norm(g)) / n - 1))
     assert 2e-8 < worst <= ROUNDED
+
+
+@only_interpreted  # with as many programs as a GPU has, there would be gigabytes
+def test_the_sums_of_chunks_are_added_in_float64(kernels, taken):
+    ones = torch.ones(3 * kernels.CHUNK // 4)  # a chunk for each program
+    # Squares of 2⁻²⁴: a place's sum of these is half of the last digit that a float32 has for the place's sum of ones.
+    g = torch.cat([ones, *30 * [ones * 2.0**-12]])
+    assert float(gradclip.global_norm(g)) == pytest.approx(oracle.norm([exact(g)]), rel=ROUNDED)
+    assert all(taken)
 
 
 @gpu

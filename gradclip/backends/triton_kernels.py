@@ -16,9 +16,10 @@ import torch
 import triton
 import triton.language as tl
 
-# A program has THREADS threads and adds in LANES places, four for each thread. It has STEP bytes on their way to it at
-# a time: four times 16 for each thread. Four such programs fill a multiprocessor, and 64 KB on their way keep its
-# memory busy. They take turns with the chunks that the gradients are cut into, CHUNK bytes each.
+# The gradients are cut into chunks of CHUNK bytes, and the programs take turns with them. A program's threads read STEP
+# bytes of a chunk at once, in four loads of 16 bytes each, and have LANES sums between them, four for each. With four
+# programs on a multiprocessor, 64 KB are on their way to it at any time, which keeps the memory busy. Four fit if no
+# thread has more than 64 registers.
 THREADS = 256
 LANES = 1024
 STEP = 16384
@@ -34,11 +35,11 @@ Array = Any  # torch.Tensor
 
 
 class Table(NamedTuple):
-    """Where the gradients are, in device memory: a row of addresses, and one of 4·length + kind, for each chunk."""
+    """Where the gradients are: a row of addresses and a row of 4·length + kind, with a column for each chunk."""
 
     rows: Array
     chunks: int
-    wide: bool  # whether there are float64 numbers among them: other variants of the kernels take those
+    wide: bool  # whether there are float64 numbers among them, which other variants of the kernels take
     programs: int
 
 
@@ -47,7 +48,7 @@ class Table(NamedTuple):
 
 def table(arrays: Sequence[Array]) -> Table | None:
     """The table of these arrays; None if they are not of the kind that the kernels take."""
-    device = arrays[0].get_device()  # a number, which is compared sooner than a device
+    device = arrays[0].get_device()  # an integer, which is compared faster than a torch.device
     places = []
     for a in arrays:
         if type(a) not in _PLAIN or a.get_device() != device or not (a.is_contiguous() or _is_dense(a)):
@@ -70,11 +71,12 @@ def _is_dense(x: Array) -> bool:
     return True
 
 
-# Tables by device, stream and the arrays' places. A table says where to look and not what is there. So none is ever out
-# of date: equal addresses, lengths and dtypes have an equal table, whoever owns the memory. It belongs to one stream,
-# for another would not wait until it is copied to the device, nor keep its memory from others until it is used.
+# Tables by device, stream and the arrays' places. A table says where to look and not what is there, so none is ever out
+# of date: equal addresses, lengths and dtypes have an equal table, whoever owns the memory. Each stream has tables of
+# its own. Another stream would not wait until a table is copied to the device, and PyTorch would not know that the
+# table's memory is still in use there.
 _TABLES: OrderedDict[tuple[Any, ...], Table | None] = OrderedDict()
-_MOST = 16  # tables that are kept: 2 MB of device memory for each 4 GB of gradients
+_MOST = 16  # tables that are kept; one for 4 GB of gradients has 1 MB of device memory
 _CAPTURED: list[Any] = []  # what CUDA graphs read at each replay, for good
 
 
@@ -90,7 +92,8 @@ def _table(places: tuple[tuple[int, int, torch.dtype], ...], device: torch.devic
         host = torch.from_numpy(rows)
         if _is_gpu(device):
             _reserve(rows.nbytes)
-            host = host.pin_memory()  # from there the copy does not wait; PyTorch reuses that memory only after it
+            # From there it is copied without a wait, and PyTorch reuses that memory only after the copy.
+            host = host.pin_memory()
         _TABLES[key] = _described(host.to(device, non_blocking=True), wide)
         if len(_TABLES) > _MOST:
             _TABLES.popitem(last=False)
@@ -118,14 +121,15 @@ def _programs(device: torch.device) -> int:
 def _options(device: torch.device) -> dict[str, Any]:
     """How a kernel is compiled: a warp has 32 threads, or 64 on AMD's data-centre GPUs."""
     warp = torch.cuda.get_device_properties(device).warp_size if _is_gpu(device) else 32
-    # Newer versions of Triton ask to be told whether x·x + sum may become one operation.
+    # Newer versions of Triton must be told that x·x + sum may become one operation.
     return {"num_warps": THREADS // warp, "enable_fp_fusion": True}
 
 
 def _rows(places: Sequence[tuple[int, int, torch.dtype]]) -> tuple[np.ndarray, bool]:
     """The rows of a table, and whether there are float64 numbers.
 
-    Behind its first chunk, which ends at a multiple of 16 bytes, every chunk of an array begins at one.
+    An array that does not begin at a multiple of 16 bytes has a short first chunk, up to the next multiple. All other
+    chunks begin at one.
     """
     wide = any(REAL.get(dtype, dtype) == torch.float64 for _, _, dtype in places)
     places = [place for place in places if place[1]]
@@ -147,9 +151,9 @@ def _rows(places: Sequence[tuple[int, int, torch.dtype]]) -> tuple[np.ndarray, b
 
 
 # CUDA graphs ----------------------------------------------------------------------------------------------------------
-# At each replay a graph copies its table from the same pinned memory, which therefore is its own for good. While it is
-# captured, no such memory can be asked for, and no kernel be compiled. So calls outside of graphs, such as those of a
-# warm-up, set memory aside. Where none is left, or a kernel has not run yet, PyTorch's operations do the work.
+# At each replay a graph copies its table from the same pinned memory, which must therefore never be used again. While a
+# graph is captured, pinned memory cannot be allocated and no kernel can be compiled. So calls outside of graphs, such
+# as those of a warm-up, set memory aside. Where none is left, or a kernel has not run yet, PyTorch does the work.
 
 _SPARE: list[Array] = []  # pinned memory that no graph has taken yet
 _RUN: set[tuple[Any, ...]] = set()  # the variants of the kernels that have run
@@ -190,7 +194,7 @@ def _current(device: torch.device) -> Any:
 
 
 def _on(device: torch.device, x: Any) -> Array:
-    """A number as a float64 of this device; filling makes it wait for no one, copying from the CPU would."""
+    """A number as a float64 on this device. It is filled in there: a copy from the CPU would wait for the device."""
     if isinstance(x, torch.Tensor) and (x.device == device or not x.is_cpu):
         return x.to(device, torch.float64)
     return torch.full((), float(x), dtype=torch.float64, device=device)
@@ -208,7 +212,7 @@ def measure(arrays: Sequence[Array]) -> tuple[Array, Array, Array] | None:
     partials = torch.empty((3, found.programs), dtype=torch.float64, device=device)
     value = torch.empty((), dtype=torch.float64 if found.wide else torch.float32, device=device)
     mantissa, scale = (torch.empty((), dtype=torch.float64, device=device) for _ in range(2))
-    mantissa.table = found  # type: ignore[attr-defined]  # for scale_, which is to find it sooner
+    mantissa.table = found  # type: ignore[attr-defined]  # which saves scale_ the search for it
     with _current(device):
         sum_squares[(found.programs,)](
             found.rows, found.chunks, partials, found.programs, found.wide, LANES, STEP, **_options(device)
@@ -222,31 +226,36 @@ def measure(arrays: Sequence[Array]) -> tuple[Array, Array, Array] | None:
 def sum_squares(rows, chunks, partials, programs, WIDE: tl.constexpr, LANES: tl.constexpr, STEP: tl.constexpr):
     """Each program's share of the squares, summed in three parts: those of big, of medium and of small numbers.
 
-    Most GPUs start two float64 operations in a clock, and so can spend one on some numbers only. Squares of 16 and 32
-    bits are therefore summed in float32 over a chunk, at most 17 of them in a place, and only those sums in float64. A
-    sum of k positive numbers in float32 is off by k roundings at most, each by 2⁻²⁴ or less, and the norm, its root, by
-    half of that: 17/2 · 2⁻²⁴ and the rounding of the norm itself are 5.7e-7. Gradients that are all alike come near it;
-    of others, some sums are too large and some too small, and what is left is as good as the rounding alone.
+    Most GPUs start only two float64 operations in a clock on each multiprocessor. One for every number would take
+    longer than to read it. So the squares of 16- and 32-bit numbers are summed in float32 over a chunk, and only these
+    sums are added in float64. On its way into such a sum a square is rounded at most 17 times: when it is computed, as
+    the 15 later numbers of its place are added, and as places are joined. Each rounding is off by 2⁻²⁴ or less, and the
+    root halves the error of the sum. With the rounding of the norm itself, the norm is off by less than
+    17/2 · 2⁻²⁴ + 2⁻²⁴ = 5.7e-7. Gradients that are all alike come near that. The errors of others mostly cancel, and
+    little more than the last rounding is left.
 
-    Squares can be too large for float32, or too small. Then the chunk, which is in the cache still, is taken again, its
+    Squares can be too large for float32, or too small. Then the chunk, which is still in the cache, is taken again, its
     numbers first multiplied by a power of two, which rounds nothing:
 
-    - Some sum is not finite. Times 2⁻⁷⁰, no number is above 2⁵⁸ nor a sum above 2¹²¹. What vanishes now is below 2⁷,
-      beside a sum that was above 2¹²⁷. Infinity and NaN stay what they are.
-    - A square below 2⁻¹²⁶ may be lost, so a chunk, which has up to 2¹⁵ of them, may lose 2⁻¹¹¹. Where a chunk of this
-      program, be it an earlier one, has a sum of 2⁻⁶⁴, that is nothing: not in 2²⁰ chunks. Before, every number is
-      below 2⁻³¹. Times 2⁹⁰ it is below 2⁵⁹, and even the smallest float32, 2⁻¹⁴⁹, has a square that is not lost.
+    - The sum is not finite: the numbers are multiplied by 2⁻⁷⁰. Then none is above 2⁵⁸, and no sum above 2¹²². Squares
+      that are lost now are those of numbers below 2⁷, which do not count beside a sum above 2¹²⁷. Infinity and NaN stay
+      what they are.
+    - No chunk of this program so far has a sum of 2⁻⁶⁴ or more: the numbers, all below 2⁻³¹, are multiplied by 2⁹⁰.
+      Then none is above 2⁵⁹, and even the smallest float32, 2⁻¹⁴⁹, has a square that is not lost. Once there is such a
+      sum, lost squares do not count: they are below 2⁻¹²⁶, a chunk has 2¹⁵ of them at most, and 2²⁰ chunks lose 2⁻⁹¹.
 
-    No square of a float16 is too large or too small. Those of float64 have no wider type. They are summed as Blue
-    (1978) does it, the big and the small ones scaled before they are squared.
+    No square of a float16 is too large or too small. For squares of float64 numbers there is no wider type. They are
+    summed as Blue (1978) does it: big and small numbers are scaled before they are squared.
 
-    Which program takes which chunk, and the order of every sum, are fixed. So the norm is the same, bit for bit, each
-    time.
+    Which program takes which chunk, and the order of every sum, are fixed. So the norm is the same each time, bit for
+    bit.
     """
+    # With float64 numbers each place has three sums. Half as many places leave room for them in 64 registers.
+    PLACES: tl.constexpr = LANES // 2 if WIDE else LANES
     program = tl.program_id(0)
-    medium = tl.zeros([LANES], tl.float64)
-    big = tl.zeros([LANES], tl.float64)
-    small = tl.zeros([LANES], tl.float64)
+    medium = tl.zeros([PLACES], tl.float64)
+    big = tl.zeros([PLACES], tl.float64)
+    small = tl.zeros([PLACES], tl.float64)
     largest = tl.full((), 0.0, tl.float32)  # sum of any chunk so far
     for chunk in range(program, chunks, programs):
         address = tl.load(rows + chunk)
@@ -254,15 +263,16 @@ def sum_squares(rows, chunks, partials, programs, WIDE: tl.constexpr, LANES: tl.
         kind = described & 3
         n = (described >> 2).to(tl.int32)
         if WIDE & (kind == 3):
-            big, medium, small = add_wide_squares(big, medium, small, address, n, LANES, STEP // 8)
+            big, medium, small = add_wide_squares(big, medium, small, address, n, PLACES, STEP // 8)
         else:
-            squares = chunk_squares(address, n, kind, 1.0, LANES, STEP)
+            squares = chunk_squares(address, n, kind, 1.0, PLACES, STEP)
             total = tl.sum(squares)
             largest = tl.where(total > largest, total, largest)
+            fits = (total < float("inf")) & (largest >= 2.0**-64)
             unit = tl.full((), 1.0, tl.float32)
-            if (kind > 0) & ((total < float("inf")) & (largest >= 2.0**-64) == 0):
+            if (kind > 0) & (fits == 0):
                 unit = tl.where(total < 1, 2.0**-90, 2.0**70)
-                squares = chunk_squares(address, n, kind, 1 / unit, LANES, STEP)
+                squares = chunk_squares(address, n, kind, 1 / unit, PLACES, STEP)
             wide_unit = unit.to(tl.float64)
             medium += squares.to(tl.float64) * (wide_unit * wide_unit)
     tl.store(partials + program, tl.sum(medium))
@@ -272,25 +282,24 @@ def sum_squares(rows, chunks, partials, programs, WIDE: tl.constexpr, LANES: tl.
 
 
 @triton.jit
-def chunk_squares(address, n, kind, scale, LANES: tl.constexpr, STEP: tl.constexpr):
+def chunk_squares(address, n, kind, scale, PLACES: tl.constexpr, STEP: tl.constexpr):
     if kind == 0:
-        squares = add_squares(address, n, scale, tl.float16, LANES, 2 * LANES, STEP // 2)
+        squares = add_squares(address, n, scale, tl.float16, PLACES, STEP // 2)
     elif kind == 1:
-        squares = add_squares(address, n, scale, tl.bfloat16, LANES, 2 * LANES, STEP // 2)
+        squares = add_squares(address, n, scale, tl.bfloat16, PLACES, STEP // 2)
     else:
-        squares = add_squares(address, n, scale, tl.float32, LANES, LANES, STEP // 4)
+        squares = add_squares(address, n, scale, tl.float32, PLACES, STEP // 4)
     return squares
 
 
 @triton.jit
-def add_squares(address, n, scale, DTYPE: tl.constexpr, LANES: tl.constexpr, ROW: tl.constexpr, STEP: tl.constexpr):
-    """A row is what all threads read at once, 16 bytes each: four numbers for a thread, or eight of half precision."""
+def add_squares(address, n, scale, DTYPE: tl.constexpr, PLACES: tl.constexpr, STEP: tl.constexpr):
+    ROW: tl.constexpr = STEP // 4  # numbers that all threads read with one load each
     row = tl.arange(0, ROW)
     sums = tl.zeros([ROW], tl.float32)
     start = address.to(tl.pointer_type(DTYPE))
-    # Only a chunk that begins at a multiple of 16 bytes has a whole step. What is said of these pointers alone lets
-    # each thread read 16 bytes at once, for the mask of the others forbids it.
-    aligned = tl.multiple_of(address.to(tl.pointer_type(DTYPE)), 16)
+    # Only a chunk that begins at a multiple of 16 bytes has whole steps. Told so, the compiler reads 16 bytes at once.
+    aligned = tl.multiple_of(start, 16)
     whole = n // STEP * STEP
     for begin in range(0, whole, STEP):
         for part in tl.static_range(STEP // ROW):
@@ -299,20 +308,20 @@ def add_squares(address, n, scale, DTYPE: tl.constexpr, LANES: tl.constexpr, ROW
     for begin in range(whole, n, ROW):
         x = tl.load(start + begin + row, begin + row < n, 0.0).to(tl.float32) * scale
         sums += x * x
-    return tl.sum(tl.reshape(sums, [LANES, ROW // LANES]), 1)  # neighbours, which one thread has
+    return tl.sum(tl.reshape(sums, [PLACES, ROW // PLACES]), 1)  # of neighbours, which one thread has
 
 
 @triton.jit
-def add_wide_squares(big, medium, small, address, n, LANES: tl.constexpr, STEP: tl.constexpr):
-    lanes = tl.arange(0, LANES)
+def add_wide_squares(big, medium, small, address, n, PLACES: tl.constexpr, STEP: tl.constexpr):
+    row = tl.arange(0, PLACES)
     start = address.to(tl.pointer_type(tl.float64))
-    aligned = tl.multiple_of(address.to(tl.pointer_type(tl.float64)), 16)
+    aligned = tl.multiple_of(start, 16)
     whole = n // STEP * STEP
     for begin in range(0, whole, STEP):
-        for part in tl.static_range(STEP // LANES):
-            big, medium, small = add_by_size(big, medium, small, tl.load(aligned + begin + part * LANES + lanes))
-    for begin in range(whole, n, LANES):
-        x = tl.load(start + begin + lanes, begin + lanes < n, 0.0)
+        for part in tl.static_range(STEP // PLACES):
+            big, medium, small = add_by_size(big, medium, small, tl.load(aligned + begin + part * PLACES + row))
+    for begin in range(whole, n, PLACES):
+        x = tl.load(start + begin + row, begin + row < n, 0.0)
         big, medium, small = add_by_size(big, medium, small, x)
     return big, medium, small
 
@@ -331,14 +340,14 @@ def add_by_size(big, medium, small, x):
 
 @triton.jit(do_not_specialize=["programs"])
 def join(partials, programs, value, mantissa, scale, WIDE: tl.constexpr, BLOCK: tl.constexpr):
-    """The norm, as mantissa·scale: of float64 numbers it may fit that type though no square of them does."""
+    """The norm as mantissa · scale: that of float64 numbers is known even where it does not fit float64 itself."""
     at = tl.arange(0, BLOCK)
     squares = tl.sum(tl.load(partials + at, at < programs, 0.0))
     unit = tl.full((), 1.0, tl.float64)
     if WIDE:
         big = tl.sum(tl.load(partials + programs + at, at < programs, 0.0))
         small = tl.sum(tl.load(partials + 2 * programs + at, at < programs, 0.0))
-        # Squares of small numbers do not count beside those of big ones, nor beside a sum of medium ones that is large.
+        # Small numbers do not count beside big ones, nor where the squares of medium ones sum to 2⁻⁹⁰⁰ or more.
         if big > 0:
             squares = big + squares * 2.0**-538 * 2.0**-538
             unit = tl.full((), 2.0**538, tl.float64)
@@ -375,7 +384,6 @@ def scale_(arrays: Sequence[Array], norm: Any, max_norm: Any, nonfinite: str) ->
             threshold,
             POLICIES[nonfinite],
             found.wide,
-            LANES,
             STEP,
             **_options(device),
         )
@@ -395,13 +403,12 @@ def multiply(
     mantissa,
     scale,
     max_norm: tl.float64,  # else Triton would round it to float32
-    threshold,  # where max_norm is, if the device alone knows it
+    threshold,  # where max_norm is, if only the device knows it
     policy,
     WIDE: tl.constexpr,
-    LANES: tl.constexpr,
     STEP: tl.constexpr,
 ):
-    """Clips by the rules of the contract. Every program works out the factor: that takes less time than a launch."""
+    """Clips by the rules of the contract. Each program computes the factor: a launch for that would take longer."""
     n = tl.load(value)
     c = tl.full((), max_norm, tl.float64)
     if threshold is not None:
@@ -415,15 +422,15 @@ def multiply(
         return
     zero = (finite == 0) & (policy == 1)
     ratio = c / m
-    if s != 1:  # a division in float64 takes long
+    if s != 1:  # a division in float64 is slow
         ratio = ratio / s
     first = tl.where(finite & (c >= 0), ratio, float("nan"))
     second = tl.full((), 1.0, tl.float64)
-    # Too small for a float32: multiply twice by its root, each time by a normal number.
+    # A factor below the normal numbers of float32 would lose digits. Its root does not: multiply by that twice.
     if (first < 2.0**-126) & (c > 0):
         first = tl.sqrt(c / m) / tl.sqrt(s)
         second = first
-    # The last chunks first: of what the norm was taken of, they are still in the cache.
+    # The last chunks first: they were read last for the norm, and may still be in the cache.
     for turn in range(tl.program_id(0), chunks, programs):
         chunk = chunks - 1 - turn
         address = tl.load(rows + chunk)
@@ -431,29 +438,30 @@ def multiply(
         kind = described & 3
         length = (described >> 2).to(tl.int32)
         if kind == 0:
-            multiply_chunk(address, length, first, second, zero, tl.float16, tl.float32, 2 * LANES, STEP // 2)
+            multiply_chunk(address, length, first, second, zero, tl.float16, tl.float32, STEP // 2)
         elif kind == 1:
-            multiply_chunk(address, length, first, second, zero, tl.bfloat16, tl.float32, 2 * LANES, STEP // 2)
+            multiply_chunk(address, length, first, second, zero, tl.bfloat16, tl.float32, STEP // 2)
         elif kind == 2:
-            multiply_chunk(address, length, first, second, zero, tl.float32, tl.float32, LANES, STEP // 4)
+            multiply_chunk(address, length, first, second, zero, tl.float32, tl.float32, STEP // 4)
         elif WIDE:
-            multiply_chunk(address, length, first, second, zero, tl.float64, tl.float64, LANES, STEP // 8)
+            multiply_chunk(address, length, first, second, zero, tl.float64, tl.float64, STEP // 8)
 
 
 @triton.jit
-def multiply_chunk(
-    address, n, first, second, zero, DTYPE: tl.constexpr, WIDE: tl.constexpr, LANES: tl.constexpr, STEP: tl.constexpr
-):
+def multiply_chunk(address, n, first, second, zero, DTYPE: tl.constexpr, WIDE: tl.constexpr, STEP: tl.constexpr):
     """Half precision is multiplied in float32, and rounded once."""
-    steps = tl.arange(0, STEP)
-    lanes = tl.arange(0, LANES)
+    ROW: tl.constexpr = STEP // 4
+    step = tl.arange(0, STEP)
+    row = tl.arange(0, ROW)
     start = address.to(tl.pointer_type(DTYPE))
-    aligned = tl.multiple_of(address.to(tl.pointer_type(DTYPE)), 16)
     whole = n // STEP * STEP
-    for begin in range(0, whole, STEP):
-        x = tl.load(aligned + begin + steps).to(WIDE) * first.to(WIDE) * second.to(WIDE)
-        tl.store(aligned + begin + steps, tl.where(zero, 0.0, x).to(DTYPE))
-    for begin in range(whole, n, LANES):
-        mask = begin + lanes < n
-        x = tl.load(start + begin + lanes, mask, 0.0).to(WIDE) * first.to(WIDE) * second.to(WIDE)
-        tl.store(start + begin + lanes, tl.where(zero, 0.0, x).to(DTYPE), mask)
+    # Where there is a whole step, the minimum is STEP. Were it a constant, ptxas would unroll the loop for float64 and
+    # could run out of registers: that of CUDA 12.9 does for sm_80.
+    for begin in range(0, whole, tl.minimum(n, STEP)):
+        place = tl.multiple_of(start + begin, 16) + step
+        x = tl.load(place).to(WIDE) * first.to(WIDE) * second.to(WIDE)
+        tl.store(place, tl.where(zero, 0.0, x).to(DTYPE))
+    for begin in range(whole, n, ROW):
+        mask = begin + row < n
+        x = tl.load(start + begin + row, mask, 0.0).to(WIDE) * first.to(WIDE) * second.to(WIDE)
+        tl.store(start + begin + row, tl.where(zero, 0.0, x).to(DTYPE), mask)
