@@ -242,7 +242,13 @@ def _moduli(arrays: Sequence[Array], peak: float) -> Iterator[Array]:
         if not a.size:
             continue
         for batch in _batches([a], np.complex128 if a.dtype.kind == "c" else np.float64):
-            yield np.abs(batch / peak)
+            yield _scaled_moduli(batch, peak)
+
+
+def _scaled_moduli(x: Array, scale: Any) -> Array:
+    """|x| / scale. To divide complex numbers, NumPy takes the reciprocal, and that of a subnormal scale is infinite."""
+    parts = [p / scale for p in _parts(x)]
+    return np.abs(parts[0]) if len(parts) == 1 else np.hypot(*parts)
 
 
 def slice_norms(x: Array, ord: float, axis: tuple[int, ...]) -> Norm:
@@ -255,7 +261,7 @@ def slice_norms(x: Array, ord: float, axis: tuple[int, ...]) -> Norm:
             peak = np.max([np.abs(p).max(axis, keepdims=True, initial=0.0) for p in _parts(wide)], axis=0)
             finite = np.isfinite(peak)
             scale[slab] = np.where(finite & (peak > 0), peak, 1.0)
-            moduli = np.abs(wide / scale[slab])
+            moduli = _scaled_moduli(wide, scale[slab])
             if ord == math.inf:
                 norm = moduli.max(axis, keepdims=True, initial=0.0)
             else:
@@ -338,13 +344,23 @@ def _factors(norm: Norm, limit: Any) -> tuple[Any, Any]:
     limit = limit if isinstance(limit, Norm) else Norm(limit, limit, 1.0)
     c = Norm(*(np.asarray(x, np.float64) for x in limit))
     with np.errstate(all="ignore"):
-        ratio, unit = np.divide(c.mantissa, norm.mantissa), np.divide(c.scale, norm.scale)
+        # With the exponents apart, nothing in between is too large or too small, where c and n are both near an end.
+        (numerator, up), (denominator, down) = _split(c), _split(norm)
+        quotient, exponent = numerator / denominator, up - down
+        ratio = np.ldexp(quotient, exponent)
         below = norm.value <= c.value.astype(norm.value.dtype)
-        kept = np.where(np.isinf(norm.value), ratio * unit >= 1, below) | (c.mantissa == math.inf)
-        factor = np.where(kept, 1.0, np.where(np.isfinite(norm.mantissa), ratio * unit, math.nan))
-        tiny = (factor < 2.0**-1022) & (ratio > 0)
-        root = np.sqrt(ratio) * np.sqrt(unit)
-        return np.where(tiny, root, factor), np.where(tiny, root, 1.0)
+        kept = np.where(np.isinf(norm.value), ratio >= 1, below) | (c.mantissa == math.inf)
+        factor = np.where(kept, 1.0, np.where(np.isfinite(norm.mantissa), ratio, math.nan))
+        tiny = (factor < 2.0**-1022) & (quotient > 0)
+        half = exponent // 2
+        first, second = np.ldexp(quotient, half), np.ldexp(1.0, exponent - half)
+        return np.where(tiny, first, factor), np.where(tiny, second, 1.0)
+
+
+def _split(norm: Norm) -> tuple[Any, Any]:
+    """The exact norm as a number near 1 and a power of two."""
+    (mantissa, i), (scale, j) = np.frexp(norm.mantissa), np.frexp(norm.scale)
+    return mantissa * scale, i + j
 
 
 def _multiply(arrays: Sequence[Array], out: Sequence[Array], factors: Sequence[tuple[Any, Any]]) -> None:

@@ -512,13 +512,15 @@ def clip_factors(norm: Norm, limit: Any) -> tuple[tuple[Array, Array], Array]:
     limit = limit if isinstance(limit, Norm) else Norm(limit, limit, 1.0)
     n, s, c_value, c, c_scale = (_scalar(x, torch.float64, device) for x in (*norm[1:], *limit))
     unit = c_scale / s
+    far = unit.isinf()  # as the reciprocal of a subnormal scale is
+    unscaled = c * torch.where(far, c_scale, unit) / torch.where(far, s, 1.0)
     below = norm.value <= c_value.to(norm.value.dtype)
-    kept = torch.where(norm.value.isinf(), (c / n).detach() * unit >= 1, below) | (c == math.inf)
+    kept = torch.where(norm.value.isinf(), (unscaled / n).detach() >= 1, below) | (c == math.inf)
     bad = ~kept & ~torch.isfinite(n)
     n = torch.where(kept | bad, 1.0, n)  # where the branch not taken divides by zero, its derivative would be NaN
-    ratio = torch.where(kept, 1.0, torch.where((c >= 0) & ~bad, c / n * unit, math.nan))
+    ratio = torch.where(kept, 1.0, torch.where((c >= 0) & ~bad, unscaled / n, math.nan))
     tiny = (ratio < TINY) & (c > 0)
-    root = torch.sqrt(torch.where(tiny, c / n, 1.0)) * torch.sqrt(unit)
+    root = torch.sqrt(torch.where(tiny, c, 1.0)) * (torch.sqrt(c_scale) / torch.sqrt(s)) / torch.sqrt(n)
     return (torch.where(tiny, root, ratio), torch.where(tiny, root, 1.0)), bad
 
 
