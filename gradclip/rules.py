@@ -1,6 +1,6 @@
 """The public functions: check the arguments, flatten the tree, call its backend, rebuild the tree."""
 
-from math import isfinite, prod
+from math import inf, isfinite, prod
 from typing import Any, NamedTuple
 
 from . import arguments
@@ -613,13 +613,17 @@ def _each_by_its_norm(tree: Tree, max_norm: Any, ord: float, axis: Any) -> tuple
 def _each_by_its_rms(tree: Tree, threshold: Any) -> tuple[list[Norm], list[Any]]:
     """The norm of each array, and the limit on it: that of an array of as many elements that have this RMS."""
     threshold = arguments.nonnegative(threshold, tree.backend, "threshold", arguments.NEGATIVE)
-    limits = []
+    roots = []
     for i, array in enumerate(tree.arrays):
         shape = (tree.sparse[i][0] if i in tree.sparse else array).shape
         if getattr(shape, "rank", 0) is None or None in tuple(shape):
             raise ValueError(f"{tree.name(i)} has a shape that is not known here: tf.ensure_shape sets it")
-        limits.append(threshold * prod(tuple(shape)) ** 0.5)
-    return tree.backend.measure_each(tree.arrays, 2, [None] * len(limits)), limits
+        roots.append(prod(tuple(shape)) ** 0.5)
+    norms, limits = tree.backend.measure_each(tree.arrays, 2, [None] * len(roots)), [threshold * r for r in roots]
+    if isinstance(threshold, float) and threshold < inf and inf in limits:  # compare what does fit
+        per_root = [(n, max(r, 1.0)) for n, r in zip(norms, roots, strict=True)]
+        return [Norm(n.value / r, n.mantissa / r, n.scale) for n, r in per_root], [threshold] * len(roots)
+    return norms, limits
 
 
 def _each_by_its_weights(
