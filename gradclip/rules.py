@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from . import arguments
 from .backends import REAL, Norm, backend_of
-from .trees import Nested, Tree, weights_of
+from .trees import Nested, Tree, are_one, weights_of
 
 
 class Clipped(NamedTuple):
@@ -249,7 +249,7 @@ def clip_by_norm_(grads: Nested, max_norm: Any, *, ord: float = 2, axis: int | t
     Raises
     ------
     TypeError, ValueError
-        As for `clip_by_norm` and `clip_by_global_norm_`.
+        As for `clip_by_norm` and `clip_by_global_norm_`; or an array is listed twice, with different thresholds.
 
     Examples
     --------
@@ -453,7 +453,8 @@ def clip_by_value_(grads: Nested, limit: Any) -> None:
     Raises
     ------
     TypeError, ValueError
-        As for `clip_by_value` and `clip_by_global_norm_`.
+        As for `clip_by_value` and `clip_by_global_norm_`; or a tensor is listed beside its lazily negated view, with an
+        interval that is not symmetric.
 
     Examples
     --------
@@ -465,6 +466,7 @@ def clip_by_value_(grads: Nested, limit: Any) -> None:
     """
     tree = Tree(grads, taken=REAL, in_place_of="clip_by_value", beside=arguments.leaves(limit))
     low, high = arguments.limits(limit, tree)
+    tree.refuse_again(lambda i, j: _intervals_differ(tree, i, j, low, high))
     with tree.writing():
         tree.backend.clamp_(tree.arrays, low, high)
 
@@ -556,7 +558,7 @@ def clip_adaptive_(
     Raises
     ------
     TypeError, ValueError
-        As for `clip_adaptive` and `clip_by_global_norm_`.
+        As for `clip_adaptive` and `clip_by_global_norm_`; or a gradient is listed twice, with different weights.
 
     Examples
     --------
@@ -597,6 +599,12 @@ def _measure(tree: Tree, ord: float, norm: Any, nonfinite: str) -> Any:
         names = [tree.name(i) for i, array in enumerate(tree.arrays) if not backend.all_finite(array)]
         raise NonFiniteGradientError(f"not finite: {', '.join(names) or 'the given norm'}; nothing has been clipped")
     return measured
+
+
+def _intervals_differ(tree: Tree, i: int, j: int, low: Any, high: Any) -> str:
+    """How the intervals of two arrays of one memory differ: a lazily negated array holds there what it is not."""
+    negated = [tree.backend.is_negated(tree.listed[place]) for place in (i, j)]
+    return "" if negated[0] == negated[1] or are_one(low, -high) else "one is the other negated, and low is not -high"
 
 
 def _each_by_its_norm(tree: Tree, max_norm: Any, ord: float, axis: Any) -> tuple[list[Norm], list[Any]]:

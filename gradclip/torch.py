@@ -342,7 +342,8 @@ def clip_grad_adaptive_(
             [0.0600, 0.0800]])
     """
     listed = _listed(parameters)
-    grads, weights = [p.grad for p in listed], [None if p.grad is None else p.detach() for p in listed]
+    detached = {id(p): p.detach() for p in listed}  # a parameter listed twice stays one
+    grads, weights = [p.grad for p in listed], [None if p.grad is None else detached[id(p)] for p in listed]
     rules.clip_adaptive_(grads, weights, clip_factor, eps=eps, ord=float(norm_type), axis=axis, unit_axis=unit_axis)
 
 

@@ -66,6 +66,11 @@ def layout(x: Array) -> Layout:
     return Layout(x.__array_interface__["data"][0], x.dtype, x.itemsize, x.shape, x.strides)
 
 
+def is_negated(x: Array) -> bool:
+    """Whether x is lazily negated: what lies in memory is -x."""
+    return False
+
+
 def constant(x: Array) -> Array:
     """x, without a derivative."""
     return x

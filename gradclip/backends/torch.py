@@ -103,6 +103,11 @@ def layout(x: Array) -> Layout:
     return Layout(id(x), x.dtype, 1, (1,), (1,))  # what a tracer stands in for has no place in memory
 
 
+def is_negated(x: Array) -> bool:
+    """Whether x is lazily negated: what lies in memory is -x. A compiler keeps no array lazy."""
+    return not torch.compiler.is_compiling() and bool(x.is_neg())
+
+
 def constant(x: Array) -> Array:
     """x, without a derivative."""
     return x.detach()
