@@ -89,8 +89,8 @@ def firsts(layouts: Sequence[Layout], name_of: Callable[[int], str], same_shape:
                 break
             if one.meets(other):
                 raise ValueError(
-                    f"{name_of(min(i, j))} and {name_of(max(i, j))} share memory, and are not the same array: it would be scaled twice; "
-                    "nothing has been clipped"
+                    f"{name_of(min(i, j))} and {name_of(max(i, j))} share memory, and are not the same array: it would "
+                    "be scaled twice; nothing has been clipped"
                 )
         else:
             before.append(i)

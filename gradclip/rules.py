@@ -588,9 +588,7 @@ def _measure(tree: Tree, ord: float, norm: Any, nonfinite: str) -> Any:
     if norm is None:
         measured = backend.measure(tree.arrays, ord)
     else:
-        number = arguments.value_of(norm, backend, "norm")
-        if number is not None and number < 0:  # NaN may be a norm
-            raise ValueError(f"norm must be ≥ 0, got {number}")
+        arguments.norm(norm, backend)
         measured = backend.given(
             arguments.array_of(norm, backend) if backend_of(norm) is backend else norm, tree.arrays
         )
