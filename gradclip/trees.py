@@ -50,9 +50,9 @@ class Tree:
                 f"{backend.NAME} arrays cannot be written to: use {functional}, without underscore, "
                 "which makes new ones"
             )
-        for i, array in enumerate(self.arrays):
-            if reason := backend.why_not_writable(array):
-                raise TypeError(f"{self.name(i)} {reason}; nothing has been clipped")
+        if found := backend.not_writable(self.arrays):
+            i, reason = found
+            raise TypeError(f"{self.name(i)} {reason}; nothing has been clipped")
         if not backend.apart(self.arrays):
             if backend.is_traced(self.arrays):  # an array listed twice is one array
                 place: dict[int, int] = {}

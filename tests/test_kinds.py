@@ -169,6 +169,21 @@ def test_the_norm_of_each_array(system):
     assert norms["b"] is None
 
 
+def test_one_array_has_one_norm_whoever_asks(system):
+    """Bit for bit: a threshold that was measured by one function would clip in another."""
+    rng = np.random.default_rng(0)
+    own = system.in_place  # the others take longer, and ask one function
+    shapes = [(33, 70), (513,), *([(), (7,), (64, 64), (2, 3, 400), (40, 0)] if own else [])]
+    for dtype in system.dtypes if own else {"float32", "float64"}.intersection(system.dtypes):
+        raw = [rng.standard_normal(s) * (1 + 0.5j if dtype.startswith("complex") else 1) for s in shapes]
+        arrays = [system.array(r, dtype) for r in raw] * (3 if own else 1)
+        arrays += [arrays[0].T] if own else []
+        for ord in (0.5, 1, 2, 3, np.inf) if own else (2,):
+            for a, norm in zip(arrays, gradclip.leaf_norms(arrays, ord=ord), strict=True):
+                assert bits(norm) == bits(gradclip.global_norm(a, ord=ord))
+                assert bits(gradclip.clip_by_norm([a, a], norm, ord=ord)[1]) == bits(a)
+
+
 def test_root_mean_squares(system):
     g = [system.array([[3.0, -4.0], [0.0, 0.0]]), system.array([0.5]), system.array(np.zeros(0))]
     clipped = gradclip.clip_by_block_rms(g, 1.0)

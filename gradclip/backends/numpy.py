@@ -46,13 +46,15 @@ def is_traced(arrays: Sequence[Array]) -> bool:
     return False
 
 
-def why_not_writable(x: Array) -> str | None:
-    if not isinstance(x, np.ndarray):
-        return "is a NumPy scalar, which nothing can be written to"
-    if not x.flags.writeable:
-        return "is read-only"
-    if not x.flags.forc and layout(x).overlaps_itself():
-        return "is broadcast: several of its elements share one place in memory"
+def not_writable(arrays: Sequence[Array]) -> tuple[int, str] | None:
+    """The position of the first array that cannot be written to, and why."""
+    for i, x in enumerate(arrays):
+        if not isinstance(x, np.ndarray):
+            return i, "is a NumPy scalar, which nothing can be written to"
+        if not x.flags.writeable:
+            return i, "is read-only"
+        if not x.flags.forc and layout(x).overlaps_itself():
+            return i, "is broadcast: several of its elements share one place in memory"
     return None
 
 
