@@ -1,9 +1,7 @@
 """NumPy: everything is on the host, so a plain ``if`` decides whether anything is written at all."""
 
 import functools
-import itertools
 import math
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -16,8 +14,6 @@ from . import TINY, Norm
 NAME = "NumPy"
 BLOCK = 1024  # elements whose squares are summed in their own precision; blocks are joined in float64
 CHUNK = 1 << 16  # elements handled at a time: they stay in the cache from one operation to the next
-PORTION = 1 << 20  # elements that one thread takes at a time
-SHARED = 1 << 22  # elements; from here on, several threads read and write them sooner than one
 MAX = float(np.finfo(np.float64).max)
 UNIT_AXIS = -1  # of a weight of shape (…, in, out)
 
@@ -103,8 +99,7 @@ def measure(arrays: Sequence[Array], ord: float) -> Norm:
         for dtype, group in _by_dtype(arrays).items():
             parts = [p for a in group for p in _parts(a)]
             size = sum(p.size for p in parts)
-            work = functools.partial(_sum_squares, dtype=_accumulator(dtype))
-            squares += sum(_in_threads(work, parts, size))
+            squares += _sum_squares(parts, _accumulator(dtype))
             # A square below the smallest normal number may be lost; the sum must be so large that it would not count.
             lost += size * (2.0**-1022 if _is_wide(dtype) else TINY)
         if lost * 2**22 <= squares < math.inf:
@@ -169,41 +164,6 @@ def _accumulator(dtype: Any) -> Any:
 def _parts(x: Array) -> tuple[Array, ...]:
     """x itself if it is real, else its real and its imaginary part."""
     return (x.real, x.imag) if x.dtype.kind == "c" else (x,)
-
-
-def _in_threads(work: Callable[[Any], Any], arrays: Sequence[Any], size: int) -> list[Any]:
-    """What work makes of arrays, or of rows that begin with one, in portions. NumPy holds no lock while it calculates.
-
-    The portions do not depend on the number of threads, and so neither does a sum over them.
-    """
-    if size < SHARED:
-        return [work(arrays)]
-    from concurrent.futures import ThreadPoolExecutor
-
-    portions: list[list[Any]] = [[]]
-    taken = 0
-    for piece in itertools.chain.from_iterable(map(_pieces, arrays)):
-        if taken >= PORTION:
-            portions.append([])
-            taken = 0
-        portions[-1].append(piece)
-        taken += (piece[0] if isinstance(piece, tuple) else piece).size
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        return list(pool.map(work, portions))
-
-
-def _pieces(row: Any) -> Iterator[Any]:
-    """An array in flat pieces, if it is large and lies in one piece of memory; or a row of arrays and their factors."""
-    like = [x for x in row if isinstance(x, np.ndarray)] if isinstance(row, tuple) else [row]
-    contiguous = all(a.flags.c_contiguous for a in like) or all(a.flags.f_contiguous for a in like)
-    per_slice = isinstance(row, tuple) and any(f.ndim for f, _ in row[-1])
-    if like[0].size <= PORTION or not contiguous or per_slice:
-        yield row
-        return
-    flat = [a.reshape(-1, order="A") for a in like]
-    for i in range(0, like[0].size, PORTION):
-        pieces = [f[i : i + PORTION] for f in flat]
-        yield (*pieces, row[-1]) if isinstance(row, tuple) else pieces[0]
 
 
 def _sum_squares(arrays: Sequence[Array], dtype: Any) -> float:
@@ -380,7 +340,13 @@ def _multiply(arrays: Sequence[Array], out: Sequence[Array], factors: Sequence[t
             in_precision[key] = _in_precision(a.dtype, *both)
         if in_precision[key] or o is not a:
             planned.append((a, o, in_precision[key]))
-    _in_threads(_write, planned, sum(a.size for a, _, _ in planned))
+    with np.errstate(all="ignore"):
+        for a, o, multiply in planned:
+            if not multiply:
+                o[...] = a
+            for factor, dtype in multiply:
+                np.multiply(a, factor, out=o, dtype=dtype, casting="same_kind")
+                a = o
 
 
 def _in_precision(dtype: Any, first: Array, second: Array) -> list[tuple[Array, Any]]:
@@ -393,16 +359,6 @@ def _in_precision(dtype: Any, first: Array, second: Array) -> list[tuple[Array, 
         return [(factor, np.complex128 if dtype.kind == "c" else np.float64)]
     narrow = np.complex64 if dtype.kind == "c" else np.float32
     return [(np.asarray(factor, np.float32), narrow)] if needed else []
-
-
-def _write(portion: Sequence[tuple[Array, Array, list[tuple[Array, Any]]]]) -> None:
-    with np.errstate(all="ignore"):
-        for a, o, multiply in portion:
-            if not multiply:
-                o[...] = a
-            for factor, dtype in multiply:
-                np.multiply(a, factor, out=o, dtype=dtype, casting="same_kind")
-                a = o
 
 
 # Clipping by value ----------------------------------------------------------------------------------------------------
