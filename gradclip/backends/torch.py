@@ -87,12 +87,14 @@ def apart(arrays: Sequence[Array]) -> bool:
     if torch.compiler.is_compiling():  # addresses are unknown, and arrays that meet are the compiler's business
         return len({id(a) for a in arrays}) == len(arrays)
     spans = []
-    for a in arrays:
-        if type(a) is torch.Tensor and a.layout is torch.strided and a.is_contiguous():
-            spans.append((a.data_ptr(), a.nbytes))
-        else:
-            start, stop = layout(a).extent
-            spans.append((start, stop - start))
+    with torch.no_grad():  # where what a rank holds of a DTensor is at hand
+        for a in arrays:
+            a = a if type(a) is torch.Tensor else local(a)
+            if type(a) is torch.Tensor and a.layout is torch.strided and a.is_contiguous():
+                spans.append((a.data_ptr(), a.nbytes))
+            else:
+                start, stop = layout(a).extent
+                spans.append((start, stop - start))
     spans.sort()
     return all(start + size <= other for (start, size), (other, _) in itertools.pairwise(spans))
 
