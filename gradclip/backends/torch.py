@@ -64,7 +64,8 @@ def is_traced(arrays: Sequence[Array]) -> bool:
 
 def not_writable(arrays: Sequence[Array]) -> tuple[int, str] | None:
     """The position of the first array that cannot be written to, and why."""
-    compiling, in_inference = torch.compiler.is_compiling(), torch.is_inference_mode_enabled()
+    compiling = torch.compiler.is_compiling()
+    in_inference = not compiling and torch.is_inference_mode_enabled()
     for i, x in enumerate(arrays):
         if type(x) is not torch.Tensor and isinstance(x, torch.nn.Parameter):
             return i, "is a parameter: clipping it would change the weights; pass its .grad"
