@@ -115,10 +115,18 @@ def limits(limit: Any, tree: Tree) -> tuple[Any, Any]:
     return low, high
 
 
-def order(ord: Any) -> float:
+def norm(value: Any, backend: Backend, name: str = "norm") -> float | None:
+    """The value of a norm, checked, None where only the device knows it. NaN may be a norm."""
+    number = value_of(value, backend, name)
+    if number is not None and number < 0:
+        raise ValueError(f"{name} must be ≥ 0, got {number}")
+    return number
+
+
+def order(ord: Any, name: str = "ord") -> float:
     """The order of a norm, checked."""
     if not isinstance(ord, Real) or isinstance(ord, bool) or not float(ord) > 0:
-        raise ValueError(f"ord must be 1, 2, inf or another number above 0, got {ord!r}")
+        raise ValueError(f"{name} must be 1, 2, inf or another number above 0, got {ord!r}")
     return float(ord)
 
 

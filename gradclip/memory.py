@@ -69,8 +69,8 @@ class Layout(NamedTuple):
         return np.asarray(type("Interface", (), {"__array_interface__": interface})())
 
 
-def distinct(layouts: Sequence[Layout], name_of: Callable[[int], str], same_shape: bool) -> list[int]:
-    """The positions of arrays that are no views of the elements of an earlier one.
+def firsts(layouts: Sequence[Layout], name_of: Callable[[int], str], same_shape: bool) -> list[int]:
+    """Of each array, the position of the first one that is a view of the same elements: its own, if there is no other.
 
     Raises
     ------
@@ -78,21 +78,20 @@ def distinct(layouts: Sequence[Layout], name_of: Callable[[int], str], same_shap
         Two arrays share a part of their memory; or all of it, but not in the same shape although ``same_shape``.
     """
     extents = [layout.extent for layout in layouts]
-    again = set()
+    first = list(range(len(layouts)))
     before: list[int] = []  # the arrays that reach beyond the start of the next one
     for start, i in sorted((start, i) for i, (start, stop) in enumerate(extents) if start < stop):
         before = [j for j in before if extents[j][1] > start]
         for j in before:
             one, other = layouts[j], layouts[i]
             if one == other or (one.holds_the_same_as(other) and not same_shape):
-                again.add(i)
+                first[i] = j
                 break
             if one.meets(other):
-                first, second = name_of(min(i, j)), name_of(max(i, j))
                 raise ValueError(
-                    f"{first} and {second} share memory, and are not the same array: it would be scaled twice; "
-                    "nothing has been clipped"
+                    f"{name_of(min(i, j))} and {name_of(max(i, j))} share memory, and are not the same array: it would "
+                    "be scaled twice; nothing has been clipped"
                 )
         else:
             before.append(i)
-    return [i for i in range(len(layouts)) if i not in again]
+    return first

@@ -1,11 +1,11 @@
 """The public functions: check the arguments, flatten the tree, call its backend, rebuild the tree."""
 
-from math import isfinite, prod
+from math import inf, isfinite, prod
 from typing import Any, NamedTuple
 
 from . import arguments
 from .backends import REAL, Norm, backend_of
-from .trees import Nested, Tree, weights_of
+from .trees import Nested, Tree, are_one, weights_of
 
 
 class Clipped(NamedTuple):
@@ -249,7 +249,7 @@ def clip_by_norm_(grads: Nested, max_norm: Any, *, ord: float = 2, axis: int | t
     Raises
     ------
     TypeError, ValueError
-        As for `clip_by_norm` and `clip_by_global_norm_`.
+        As for `clip_by_norm` and `clip_by_global_norm_`; or an array is listed twice, with different thresholds.
 
     Examples
     --------
@@ -453,7 +453,8 @@ def clip_by_value_(grads: Nested, limit: Any) -> None:
     Raises
     ------
     TypeError, ValueError
-        As for `clip_by_value` and `clip_by_global_norm_`.
+        As for `clip_by_value` and `clip_by_global_norm_`; or a tensor is listed beside its lazily negated view, with an
+        interval that is not symmetric.
 
     Examples
     --------
@@ -465,6 +466,7 @@ def clip_by_value_(grads: Nested, limit: Any) -> None:
     """
     tree = Tree(grads, taken=REAL, in_place_of="clip_by_value", beside=arguments.leaves(limit))
     low, high = arguments.limits(limit, tree)
+    tree.refuse_again(lambda i, j: _intervals_differ(tree, i, j, low, high))
     with tree.writing():
         tree.backend.clamp_(tree.arrays, low, high)
 
@@ -556,7 +558,7 @@ def clip_adaptive_(
     Raises
     ------
     TypeError, ValueError
-        As for `clip_adaptive` and `clip_by_global_norm_`.
+        As for `clip_adaptive` and `clip_by_global_norm_`; or a gradient is listed twice, with different weights.
 
     Examples
     --------
@@ -586,9 +588,7 @@ def _measure(tree: Tree, ord: float, norm: Any, nonfinite: str) -> Any:
     if norm is None:
         measured = backend.measure(tree.arrays, ord)
     else:
-        number = arguments.value_of(norm, backend, "norm")
-        if number is not None and number < 0:  # NaN may be a norm
-            raise ValueError(f"norm must be ≥ 0, got {number}")
+        arguments.norm(norm, backend)
         measured = backend.given(
             arguments.array_of(norm, backend) if backend_of(norm) is backend else norm, tree.arrays
         )
@@ -597,6 +597,12 @@ def _measure(tree: Tree, ord: float, norm: Any, nonfinite: str) -> Any:
         names = [tree.name(i) for i, array in enumerate(tree.arrays) if not backend.all_finite(array)]
         raise NonFiniteGradientError(f"not finite: {', '.join(names) or 'the given norm'}; nothing has been clipped")
     return measured
+
+
+def _intervals_differ(tree: Tree, i: int, j: int, low: Any, high: Any) -> str:
+    """How the intervals of two arrays of one memory differ: a lazily negated array holds there what it is not."""
+    negated = [tree.backend.is_negated(tree.listed[place]) for place in (i, j)]
+    return "" if negated[0] == negated[1] or are_one(low, -high) else "one is the other negated, and low is not -high"
 
 
 def _each_by_its_norm(tree: Tree, max_norm: Any, ord: float, axis: Any) -> tuple[list[Norm], list[Any]]:
@@ -613,13 +619,17 @@ def _each_by_its_norm(tree: Tree, max_norm: Any, ord: float, axis: Any) -> tuple
 def _each_by_its_rms(tree: Tree, threshold: Any) -> tuple[list[Norm], list[Any]]:
     """The norm of each array, and the limit on it: that of an array of as many elements that have this RMS."""
     threshold = arguments.nonnegative(threshold, tree.backend, "threshold", arguments.NEGATIVE)
-    limits = []
+    roots = []
     for i, array in enumerate(tree.arrays):
         shape = (tree.sparse[i][0] if i in tree.sparse else array).shape
         if getattr(shape, "rank", 0) is None or None in tuple(shape):
             raise ValueError(f"{tree.name(i)} has a shape that is not known here: tf.ensure_shape sets it")
-        limits.append(threshold * prod(tuple(shape)) ** 0.5)
-    return tree.backend.measure_each(tree.arrays, 2, [None] * len(limits)), limits
+        roots.append(prod(tuple(shape)) ** 0.5)
+    norms, limits = tree.backend.measure_each(tree.arrays, 2, [None] * len(roots)), [threshold * r for r in roots]
+    if isinstance(threshold, float) and threshold < inf and inf in limits:  # compare what does fit
+        per_root = [(n, max(r, 1.0)) for n, r in zip(norms, roots, strict=True)]
+        return [Norm(n.value / r, n.mantissa / r, n.scale) for n, r in per_root], [threshold] * len(roots)
+    return norms, limits
 
 
 def _each_by_its_weights(

@@ -45,7 +45,7 @@ import torch
 
 from . import arguments, rules
 from .backends import torch as backend
-from .backends.torch_sharded import as_norm_of
+from .backends.torch_sharded import as_norm_of, whole
 
 __all__ = [
     "NonFiniteGradientError",
@@ -127,7 +127,7 @@ def clip_grad_norm_(
     >>> print(clip_grad_norm_([w], max_norm=1.0), w.grad)
     tensor(5.) tensor([0.6000, 0.8000])
     """
-    grads, ord = _grads(parameters), float(norm_type)
+    grads, ord = _grads(parameters), _order(norm_type)
     if error_if_nonfinite:
         # A value decides, which no compiler can trace. What it leaves out of its graph runs as it does without one.
         clip = torch.compiler.disable(_clip_or_raise) if torch.compiler.is_compiling() else _clip_or_raise
@@ -178,7 +178,9 @@ def clip_grad_value_(parameters: Tensors, clip_value: float, foreach: bool | Non
     >>> print(w.grad)
     tensor([ 1.0000, -1.0000,  0.5000])
     """
-    rules.clip_by_value_(_grads(parameters), clip_value)
+    grads = _grads(parameters)
+    limit = arguments.nonnegative(clip_value, backend, "clip_value", "every element would become it")
+    rules.clip_by_value_(grads, limit)
 
 
 @torch.no_grad()
@@ -223,12 +225,13 @@ def get_total_norm(
     tensor(5.)
     """
     tensors = [tensors] if isinstance(tensors, torch.Tensor) else list(tensors)
-    norm: torch.Tensor = rules.global_norm(tensors or [torch.zeros(0)], ord=float(norm_type))
+    ord = _order(norm_type)
+    norm: torch.Tensor = rules.global_norm(tensors or [torch.zeros(0)], ord=ord)
     if error_if_nonfinite and not norm.isfinite():
         values = [backend.sparse_values(backend.coalesce(t)) if backend.is_sparse(t) else t for t in tensors]
         bad = [f"tensors[{i}]" for i, t in enumerate(values) if not backend.all_finite(t)]
         if bad:  # else all tensors are finite, and their norm does not fit float32
-            raise NonFiniteGradientError(f"{_nonfinite(float(norm_type))}: not finite: {', '.join(bad)}")
+            raise NonFiniteGradientError(f"{_nonfinite(ord)}: not finite: {', '.join(bad)}")
     placed: torch.Tensor = as_norm_of(tensors, norm)
     return placed
 
@@ -275,7 +278,9 @@ def clip_grads_with_norm_(
     >>> print(w.grad)
     tensor([0.6000, 0.8000])
     """
-    rules.clip_by_global_norm_(_grads(parameters), max_norm, norm=total_norm)
+    grads, total_norm = _grads(parameters), whole(total_norm)
+    arguments.norm(total_norm, backend, "total_norm")
+    rules.clip_by_global_norm_(grads, max_norm, norm=total_norm)
 
 
 def clip_grad_adaptive_(
@@ -341,9 +346,10 @@ def clip_grad_adaptive_(
     tensor([[0.3000, 0.4000],
             [0.0600, 0.0800]])
     """
-    listed = _listed(parameters)
-    grads, weights = [p.grad for p in listed], [None if p.grad is None else p.detach() for p in listed]
-    rules.clip_adaptive_(grads, weights, clip_factor, eps=eps, ord=float(norm_type), axis=axis, unit_axis=unit_axis)
+    listed, ord = _listed(parameters), _order(norm_type)
+    detached = {id(p): p.detach() for p in listed}  # a parameter listed twice stays one
+    grads, weights = [p.grad for p in listed], [None if p.grad is None else detached[id(p)] for p in listed]
+    rules.clip_adaptive_(grads, weights, clip_factor, eps=eps, ord=ord, axis=axis, unit_axis=unit_axis)
 
 
 @torch.no_grad()
@@ -422,9 +428,7 @@ def fold_into(optimizer: torch.optim.Optimizer, norm: Any, max_norm: Any) -> Non
     if not all(group["fused"] for group in optimizer.param_groups):
         raise ValueError(f"fold_into needs a fused step: make the optimizer with {name}(..., fused=True)")
     max_norm = arguments.threshold(max_norm, backend)
-    n, c = arguments.value_of(norm, backend, "norm"), arguments.value_of(max_norm, backend, "max_norm")
-    if n is not None and n < 0:
-        raise ValueError(f"norm must be ≥ 0, got {n}")
+    n, c = arguments.norm(norm, backend), arguments.value_of(max_norm, backend, "max_norm")
     params = [p for group in optimizer.param_groups for p in group["params"]]
     grads = [p.grad for p in params if p.grad is not None]
     if n is not None and c is not None and 0 < c * _MOST < n < math.inf:
@@ -542,6 +546,15 @@ def _clip_or_raise(grads: list[Any], max_norm: Any, ord: float) -> torch.Tensor:
             f"{_nonfinite(ord)}: {error} (grads[i] is the gradient of parameters[i])"
         ) from None
     return norm
+
+
+def _order(norm_type: Any) -> float:
+    """The order, which may be a string, "inf", as in PyTorch."""
+    try:
+        ord = float(norm_type)
+    except (TypeError, ValueError):
+        ord = norm_type  # which the error names
+    return arguments.order(ord, "norm_type")
 
 
 def _nonfinite(ord: float) -> str:

@@ -34,6 +34,8 @@ class Tree:
         self.structure = _map(self._take, tree)
         self.backend = _backend_of_all(self.arrays, self.structure, taken, beside)
         self.places: Sequence[int] = range(len(self.arrays))  # of the arrays, among those of the structure
+        self.again: dict[int, int] = {}  # the place of an array that is listed again, and its first place
+        self.listed = self.arrays  # with those
         if in_place_of:
             self._check_writable(in_place_of, same_shape)
         self.sparse = {i: (a, self.backend.coalesce(a)) for i, a in enumerate(self.arrays) if self.backend.is_sparse(a)}
@@ -48,15 +50,27 @@ class Tree:
                 f"{backend.NAME} arrays cannot be written to: use {functional}, without underscore, "
                 "which makes new ones"
             )
-        for i, array in enumerate(self.arrays):
-            if reason := backend.why_not_writable(array):
-                raise TypeError(f"{self.name(i)} {reason}; nothing has been clipped")
+        if found := backend.not_writable(self.arrays):
+            i, reason = found
+            raise TypeError(f"{self.name(i)} {reason}; nothing has been clipped")
         if not backend.apart(self.arrays):
             if backend.is_traced(self.arrays):  # an array listed twice is one array
-                self.places = list({id(a): i for i, a in enumerate(self.arrays)}.values())
+                place: dict[int, int] = {}
+                first = [place.setdefault(id(a), i) for i, a in enumerate(self.arrays)]
             else:
-                self.places = memory.distinct([backend.layout(a) for a in self.arrays], self.name, same_shape)
+                first = memory.firsts([backend.layout(a) for a in self.arrays], self.name, same_shape)
+            self.again = {i: j for i, j in enumerate(first) if i != j}
+            self.places = [i for i in range(len(first)) if i not in self.again]
             self.arrays = [self.arrays[i] for i in self.places]
+
+    def refuse_again(self, differ: Callable[[int, int], str]) -> None:
+        """Raises where an array is listed again with another limit, which would not be kept: ``differ`` says how."""
+        for i, j in self.again.items():
+            if how := differ(j, i):
+                raise ValueError(
+                    f"{_name(self.structure, j)} and {_name(self.structure, i)} are one memory, which can have one "
+                    f"limit, but {how}; nothing has been clipped"
+                )
 
     def _take(self, leaf: Any) -> Any:
         if leaf is not None:
@@ -176,8 +190,32 @@ def _backend_of_all(arrays: Sequence[Any], tree: Nested, taken: tuple[str, ...],
 
 def matching(tree: Tree, other: Nested, name: str) -> list[Any]:
     """The leaves of another tree of the same structure, as they go with a tree's arrays."""
-    leaves = list(_beside(tree.structure, _map(lambda leaf: leaf, other), name))
+    other = _map(lambda leaf: leaf, other)
+    leaves = list(_beside(tree.structure, other, name))
+
+    def differ(i: int, j: int) -> str:
+        if are_one(leaves[i], leaves[j]):
+            return ""
+        return " and ".join(name + _name(tree.structure, k).removeprefix("grads") for k in (i, j)) + " differ"
+
+    tree.refuse_again(differ)
     return [leaves[i] for i in tree.places]
+
+
+def are_one(a: Any, b: Any) -> bool:
+    """Whether two limits, or two weights, are one array, or equal numbers that the host knows."""
+    if a is b:
+        return True
+    backends = backend_of(a), backend_of(b)
+    numbers = [
+        x if backend is None else backend.host_value(x) if tuple(x.shape) == () else None
+        for x, backend in zip((a, b), backends, strict=True)
+    ]
+    if None not in numbers:
+        return bool(numbers[0] == numbers[1])
+    backend = backends[0]
+    one_kind = backend is backends[1] and hasattr(backend, "layout") and not backend.is_traced([a, b])
+    return one_kind and bool(backend.layout(a) == backend.layout(b))
 
 
 def _beside(tree: Nested, other: Nested, name: str, path: str = "") -> Iterator[Any]:

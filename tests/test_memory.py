@@ -1,5 +1,7 @@
 """One memory is one array: equal memory counts and is scaled once, and a partial overlap is refused."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -50,6 +52,46 @@ def test_equal_memory_is_one_array(in_place_system, clip, view):
         if view != "transposed"
         else again.T,
     )
+
+
+LIMITS = {  # of the first and the second, which are the same array; and whether they agree
+    "equal numbers": (lambda x, y: gradclip.clip_by_norm_([x, y], [0.5, 0.5]), True),
+    "numbers": (lambda x, y: gradclip.clip_by_norm_([x, y], [2.0, 0.5]), False),
+    "equal arrays": (lambda x, y: gradclip.clip_by_norm_([x, y], [x.sum() * 0 + 0.5, x.sum() * 0 + 0.5]), True),
+    "arrays": (lambda x, y: gradclip.clip_by_norm_([x, y], [x.sum() * 0 + 2, x.sum() * 0 + 0.5]), False),
+    "number and array": (lambda x, y: gradclip.clip_by_norm_([x, y], [2.0, x.sum() * 0 + 0.5]), False),
+    "slices": (lambda x, y: gradclip.clip_by_norm_([x, y], [x[:1] * 0 + 2, x[:1] * 0 + 0.5], axis=0), False),
+    "the same for slices": (lambda x, y: gradclip.clip_by_norm_([x, y], [(w := x[:1] * 0 + 1), w], axis=0), True),
+    "weights": (lambda x, y: gradclip.clip_adaptive_([x, y], [x + 0, y * 2]), False),
+    "the same weights": (lambda x, y: gradclip.clip_adaptive_([x, y], [(w := x + 0), w[:]]), True),
+}
+
+
+@pytest.mark.parametrize("case", LIMITS)
+@pytest.mark.parametrize("view", SAME)
+def test_one_memory_has_one_limit(in_place_system, case, view):
+    clip, agree = LIMITS[case]
+    alone, x = array(in_place_system), array(in_place_system)
+    if agree:
+        clip(x, SAME[view](x))
+        clip(alone, array(in_place_system))
+    else:
+        with pytest.raises(ValueError, match=r"grads\[0\] and grads\[1\] are one memory.*\[0\] and .*\[1\] differ"):
+            clip(x, SAME[view](x))
+    np.testing.assert_array_equal(x, alone)
+
+
+def test_a_negated_view_has_the_negated_interval():
+    x = torch.tensor([3.0, -4.0, 0.5])
+    for pair in ([x, torch._neg_view(x)], [(z := torch.complex(x, x)).imag, z.conj().imag]):
+        before = pair[0].clone()
+        for interval in ((-1.0, 2.0), (torch.tensor(-1.0), torch.tensor(2.0)), (0.0, 0.0 + math.inf)):
+            with pytest.raises(ValueError, match=r"grads\[0\] and grads\[1\] are one memory.*negated"):
+                gradclip.clip_by_value_(pair, interval)
+            np.testing.assert_array_equal(pair[0], before)
+        gradclip.clip_by_value_(pair, 1.0)
+        np.testing.assert_array_equal(pair[0], [1.0, -1.0, 0.5])
+        np.testing.assert_array_equal(pair[1].resolve_neg(), [-1.0, 1.0, -0.5])
 
 
 PARTIAL = {

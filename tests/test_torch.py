@@ -217,12 +217,15 @@ def test_the_norm_of_half_precision_is_float32():
 @pytest.mark.parametrize("bad", [-1.0, NAN, torch.tensor(-1.0)])
 def test_negative_thresholds_and_nan_are_refused(bad):
     p = parameters([3.0, 4.0])
-    for call in (
-        lambda: ours.clip_grad_norm_(p, bad),
-        lambda: ours.clip_grad_value_(p, bad),
-        lambda: ours.clip_grads_with_norm_(p, bad, torch.tensor(5.0)),
+    for name, call in (
+        ("max_norm", lambda: ours.clip_grad_norm_(p, bad)),
+        ("clip_value", lambda: ours.clip_grad_value_(p, bad)),
+        ("max_norm", lambda: ours.clip_grads_with_norm_(p, bad, torch.tensor(5.0))),
+        ("total_norm", lambda: ours.clip_grads_with_norm_(p, 1.0, -torch.ones(()))),
+        ("clip_factor", lambda: ours.clip_grad_adaptive_(p, bad)),
+        ("eps", lambda: ours.clip_grad_adaptive_(p, eps=bad)),
     ):
-        with pytest.raises(ValueError, match="must be ≥ 0"):
+        with pytest.raises(ValueError, match=f"^{name} must be ≥ 0"):
             call()
     assert p[0].grad.tolist() == [3.0, 4.0]
     if bad == -1:
@@ -230,20 +233,27 @@ def test_negative_thresholds_and_nan_are_refused(bad):
         assert p[0].grad[0] < 0  # the update's sign flips
 
 
-@pytest.mark.parametrize("bad", [True, "1.0", None])
+@pytest.mark.parametrize("bad", [True, "1.0", None, (-1.0, 1.0)])
 def test_thresholds_that_are_no_numbers_are_refused(bad):
-    for clip in (ours.clip_grad_norm_, ours.clip_grad_value_):
-        with pytest.raises(TypeError, match="must be a number"):
-            clip(parameters([3.0]), bad)
+    for name, call in (
+        ("max_norm", lambda p: ours.clip_grad_norm_(p, bad)),
+        ("clip_value", lambda p: ours.clip_grad_value_(p, bad)),
+        ("total_norm", lambda p: ours.clip_grads_with_norm_(p, 1.0, bad)),
+        ("eps", lambda p: ours.clip_grad_adaptive_(p, eps=bad)),
+    ):
+        with pytest.raises(TypeError, match=f"^{name} must be a number"):
+            call(parameters([3.0]))
 
 
-@pytest.mark.parametrize("norm_type", [0, -1.0, NAN, -INF])
+@pytest.mark.parametrize("norm_type", [0, -1.0, NAN, -INF, "fro", None])
 def test_orders_not_above_zero_are_refused(norm_type):
     for call in (
         lambda: ours.clip_grad_norm_(parameters([3.0, 4.0]), 1.0, norm_type),
+        lambda: ours.clip_grad_norm_(parameters([3.0, 4.0]), 1.0, norm_type, error_if_nonfinite=True),
         lambda: ours.get_total_norm([torch.ones(2)], norm_type),
+        lambda: ours.clip_grad_adaptive_(parameters([3.0, 4.0]), norm_type=norm_type),
     ):
-        with pytest.raises(ValueError, match="ord must be"):
+        with pytest.raises(ValueError, match=f"^norm_type must be .* got {norm_type!r}"):
             call()
     assert theirs.get_total_norm([torch.ones(2)], 0) == 1  # tensors, not elements
 

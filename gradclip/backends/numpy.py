@@ -1,9 +1,7 @@
 """NumPy: everything is on the host, so a plain ``if`` decides whether anything is written at all."""
 
 import functools
-import itertools
 import math
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -16,8 +14,6 @@ from . import TINY, Norm
 NAME = "NumPy"
 BLOCK = 1024  # elements whose squares are summed in their own precision; blocks are joined in float64
 CHUNK = 1 << 16  # elements handled at a time: they stay in the cache from one operation to the next
-PORTION = 1 << 20  # elements that one thread takes at a time
-SHARED = 1 << 22  # elements; from here on, several threads read and write them sooner than one
 MAX = float(np.finfo(np.float64).max)
 UNIT_AXIS = -1  # of a weight of shape (…, in, out)
 
@@ -46,13 +42,15 @@ def is_traced(arrays: Sequence[Array]) -> bool:
     return False
 
 
-def why_not_writable(x: Array) -> str | None:
-    if not isinstance(x, np.ndarray):
-        return "is a NumPy scalar, which nothing can be written to"
-    if not x.flags.writeable:
-        return "is read-only"
-    if not x.flags.forc and layout(x).overlaps_itself():
-        return "is broadcast: several of its elements share one place in memory"
+def not_writable(arrays: Sequence[Array]) -> tuple[int, str] | None:
+    """The position of the first array that cannot be written to, and why."""
+    for i, x in enumerate(arrays):
+        if not isinstance(x, np.ndarray):
+            return i, "is a NumPy scalar, which nothing can be written to"
+        if not x.flags.writeable:
+            return i, "is read-only"
+        if not x.flags.forc and layout(x).overlaps_itself():
+            return i, "is broadcast: several of its elements share one place in memory"
     return None
 
 
@@ -64,6 +62,11 @@ def apart(arrays: Sequence[Array]) -> bool:
 
 def layout(x: Array) -> Layout:
     return Layout(x.__array_interface__["data"][0], x.dtype, x.itemsize, x.shape, x.strides)
+
+
+def is_negated(x: Array) -> bool:
+    """Whether x is lazily negated: what lies in memory is -x."""
+    return False
 
 
 def constant(x: Array) -> Array:
@@ -96,8 +99,7 @@ def measure(arrays: Sequence[Array], ord: float) -> Norm:
         for dtype, group in _by_dtype(arrays).items():
             parts = [p for a in group for p in _parts(a)]
             size = sum(p.size for p in parts)
-            work = functools.partial(_sum_squares, dtype=_accumulator(dtype))
-            squares += sum(_in_threads(work, parts, size))
+            squares += _sum_squares(parts, _accumulator(dtype))
             # A square below the smallest normal number may be lost; the sum must be so large that it would not count.
             lost += size * (2.0**-1022 if _is_wide(dtype) else TINY)
         if lost * 2**22 <= squares < math.inf:
@@ -164,41 +166,6 @@ def _parts(x: Array) -> tuple[Array, ...]:
     return (x.real, x.imag) if x.dtype.kind == "c" else (x,)
 
 
-def _in_threads(work: Callable[[Any], Any], arrays: Sequence[Any], size: int) -> list[Any]:
-    """What work makes of arrays, or of rows that begin with one, in portions. NumPy holds no lock while it calculates.
-
-    The portions do not depend on the number of threads, and so neither does a sum over them.
-    """
-    if size < SHARED:
-        return [work(arrays)]
-    from concurrent.futures import ThreadPoolExecutor
-
-    portions: list[list[Any]] = [[]]
-    taken = 0
-    for piece in itertools.chain.from_iterable(map(_pieces, arrays)):
-        if taken >= PORTION:
-            portions.append([])
-            taken = 0
-        portions[-1].append(piece)
-        taken += (piece[0] if isinstance(piece, tuple) else piece).size
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        return list(pool.map(work, portions))
-
-
-def _pieces(row: Any) -> Iterator[Any]:
-    """An array in flat pieces, if it is large and lies in one piece of memory; or a row of arrays and their factors."""
-    like = [x for x in row if isinstance(x, np.ndarray)] if isinstance(row, tuple) else [row]
-    contiguous = all(a.flags.c_contiguous for a in like) or all(a.flags.f_contiguous for a in like)
-    per_slice = isinstance(row, tuple) and any(f.ndim for f, _ in row[-1])
-    if like[0].size <= PORTION or not contiguous or per_slice:
-        yield row
-        return
-    flat = [a.reshape(-1, order="A") for a in like]
-    for i in range(0, like[0].size, PORTION):
-        pieces = [f[i : i + PORTION] for f in flat]
-        yield (*pieces, row[-1]) if isinstance(row, tuple) else pieces[0]
-
-
 def _sum_squares(arrays: Sequence[Array], dtype: Any) -> float:
     with np.errstate(all="ignore"):
         return sum(_sum_of_squares(batch) for batch in _batches(arrays, dtype))
@@ -242,7 +209,13 @@ def _moduli(arrays: Sequence[Array], peak: float) -> Iterator[Array]:
         if not a.size:
             continue
         for batch in _batches([a], np.complex128 if a.dtype.kind == "c" else np.float64):
-            yield np.abs(batch / peak)
+            yield _scaled_moduli(batch, peak)
+
+
+def _scaled_moduli(x: Array, scale: Any) -> Array:
+    """|x| / scale. To divide complex numbers, NumPy takes the reciprocal, and that of a subnormal scale is infinite."""
+    parts = [p / scale for p in _parts(x)]
+    return np.abs(parts[0]) if len(parts) == 1 else np.hypot(*parts)
 
 
 def slice_norms(x: Array, ord: float, axis: tuple[int, ...]) -> Norm:
@@ -255,7 +228,7 @@ def slice_norms(x: Array, ord: float, axis: tuple[int, ...]) -> Norm:
             peak = np.max([np.abs(p).max(axis, keepdims=True, initial=0.0) for p in _parts(wide)], axis=0)
             finite = np.isfinite(peak)
             scale[slab] = np.where(finite & (peak > 0), peak, 1.0)
-            moduli = np.abs(wide / scale[slab])
+            moduli = _scaled_moduli(wide, scale[slab])
             if ord == math.inf:
                 norm = moduli.max(axis, keepdims=True, initial=0.0)
             else:
@@ -338,13 +311,23 @@ def _factors(norm: Norm, limit: Any) -> tuple[Any, Any]:
     limit = limit if isinstance(limit, Norm) else Norm(limit, limit, 1.0)
     c = Norm(*(np.asarray(x, np.float64) for x in limit))
     with np.errstate(all="ignore"):
-        ratio, unit = np.divide(c.mantissa, norm.mantissa), np.divide(c.scale, norm.scale)
+        # With the exponents apart, nothing in between is too large or too small, where c and n are both near an end.
+        (numerator, up), (denominator, down) = _split(c), _split(norm)
+        quotient, exponent = numerator / denominator, up - down
+        ratio = np.ldexp(quotient, exponent)
         below = norm.value <= c.value.astype(norm.value.dtype)
-        kept = np.where(np.isinf(norm.value), ratio * unit >= 1, below) | (c.mantissa == math.inf)
-        factor = np.where(kept, 1.0, np.where(np.isfinite(norm.mantissa), ratio * unit, math.nan))
-        tiny = (factor < 2.0**-1022) & (ratio > 0)
-        root = np.sqrt(ratio) * np.sqrt(unit)
-        return np.where(tiny, root, factor), np.where(tiny, root, 1.0)
+        kept = np.where(np.isinf(norm.value), ratio >= 1, below) | (c.mantissa == math.inf)
+        factor = np.where(kept, 1.0, np.where(np.isfinite(norm.mantissa), ratio, math.nan))
+        tiny = (factor < 2.0**-1022) & (quotient > 0)
+        half = exponent // 2
+        first, second = np.ldexp(quotient, half), np.ldexp(1.0, exponent - half)
+        return np.where(tiny, first, factor), np.where(tiny, second, 1.0)
+
+
+def _split(norm: Norm) -> tuple[Any, Any]:
+    """The exact norm as a number near 1 and a power of two."""
+    (mantissa, i), (scale, j) = np.frexp(norm.mantissa), np.frexp(norm.scale)
+    return mantissa * scale, i + j
 
 
 def _multiply(arrays: Sequence[Array], out: Sequence[Array], factors: Sequence[tuple[Any, Any]]) -> None:
@@ -357,7 +340,13 @@ def _multiply(arrays: Sequence[Array], out: Sequence[Array], factors: Sequence[t
             in_precision[key] = _in_precision(a.dtype, *both)
         if in_precision[key] or o is not a:
             planned.append((a, o, in_precision[key]))
-    _in_threads(_write, planned, sum(a.size for a, _, _ in planned))
+    with np.errstate(all="ignore"):
+        for a, o, multiply in planned:
+            if not multiply:
+                o[...] = a
+            for factor, dtype in multiply:
+                np.multiply(a, factor, out=o, dtype=dtype, casting="same_kind")
+                a = o
 
 
 def _in_precision(dtype: Any, first: Array, second: Array) -> list[tuple[Array, Any]]:
@@ -370,16 +359,6 @@ def _in_precision(dtype: Any, first: Array, second: Array) -> list[tuple[Array, 
         return [(factor, np.complex128 if dtype.kind == "c" else np.float64)]
     narrow = np.complex64 if dtype.kind == "c" else np.float32
     return [(np.asarray(factor, np.float32), narrow)] if needed else []
-
-
-def _write(portion: Sequence[tuple[Array, Array, list[tuple[Array, Any]]]]) -> None:
-    with np.errstate(all="ignore"):
-        for a, o, multiply in portion:
-            if not multiply:
-                o[...] = a
-            for factor, dtype in multiply:
-                np.multiply(a, factor, out=o, dtype=dtype, casting="same_kind")
-                a = o
 
 
 # Clipping by value ----------------------------------------------------------------------------------------------------

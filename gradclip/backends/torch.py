@@ -62,20 +62,24 @@ def is_traced(arrays: Sequence[Array]) -> bool:
     return torch.compiler.is_compiling()
 
 
-def why_not_writable(x: Array) -> str | None:
-    if type(x) is not torch.Tensor and isinstance(x, torch.nn.Parameter):
-        return "is a parameter: clipping it would change the weights; pass its .grad"
-    if x.requires_grad and x.is_leaf:
-        return (
-            "requires a derivative and is not calculated from anything, as a parameter: clipping that would change the "
-            "weights. Pass its .grad or, if it is a gradient, its .detach()"
-        )
-    if torch.compiler.is_compiling():
-        return None
-    if x.is_inference() and not torch.is_inference_mode_enabled():
-        return "was made in inference mode, and is read-only outside of it"
-    if x.layout is torch.strided and not x.is_contiguous() and layout(x).overlaps_itself():
-        return "is expanded: several of its elements share one place in memory"
+def not_writable(arrays: Sequence[Array]) -> tuple[int, str] | None:
+    """The position of the first array that cannot be written to, and why."""
+    compiling = torch.compiler.is_compiling()
+    in_inference = not compiling and torch.is_inference_mode_enabled()
+    for i, x in enumerate(arrays):
+        if type(x) is not torch.Tensor and isinstance(x, torch.nn.Parameter):
+            return i, "is a parameter: clipping it would change the weights; pass its .grad"
+        if x.requires_grad and x.is_leaf:
+            return i, (
+                "requires a derivative and is not calculated from anything, as a parameter: clipping that would change "
+                "the weights. Pass its .grad or, if it is a gradient, its .detach()"
+            )
+        if compiling:
+            continue
+        if not in_inference and x.is_inference():
+            return i, "was made in inference mode, and is read-only outside of it"
+        if x.layout is torch.strided and not x.is_contiguous() and layout(x).overlaps_itself():
+            return i, "is expanded: several of its elements share one place in memory"
     return None
 
 
@@ -84,12 +88,14 @@ def apart(arrays: Sequence[Array]) -> bool:
     if torch.compiler.is_compiling():  # addresses are unknown, and arrays that meet are the compiler's business
         return len({id(a) for a in arrays}) == len(arrays)
     spans = []
-    for a in arrays:
-        if type(a) is torch.Tensor and a.layout is torch.strided and a.is_contiguous():
-            spans.append((a.data_ptr(), a.nbytes))
-        else:
-            start, stop = layout(a).extent
-            spans.append((start, stop - start))
+    with torch.no_grad():  # where what a rank holds of a DTensor is at hand
+        for a in arrays:
+            a = a if type(a) is torch.Tensor else local(a)
+            if type(a) is torch.Tensor and a.layout is torch.strided and a.is_contiguous():
+                spans.append((a.data_ptr(), a.nbytes))
+            else:
+                start, stop = layout(a).extent
+                spans.append((start, stop - start))
     spans.sort()
     return all(start + size <= other for (start, size), (other, _) in itertools.pairwise(spans))
 
@@ -101,6 +107,11 @@ def layout(x: Array) -> Layout:
         step = x.element_size()
         return Layout(x.data_ptr(), x.dtype, step, tuple(x.shape), tuple(step * stride for stride in x.stride()))
     return Layout(id(x), x.dtype, 1, (1,), (1,))  # what a tracer stands in for has no place in memory
+
+
+def is_negated(x: Array) -> bool:
+    """Whether x is lazily negated: what lies in memory is -x. A compiler keeps no array lazy."""
+    return not torch.compiler.is_compiling() and bool(x.is_neg())
 
 
 def constant(x: Array) -> Array:
@@ -205,6 +216,8 @@ def measure(arrays: Sequence[Array], ord: float) -> Norm:
     """The norm of all arrays joined."""
     if ord == 2 and (kernels := _kernels(arrays)) and (measured := kernels.measure(arrays)):
         return Norm(*measured)
+    if len(arrays) == 1 and arrays[0].numel() < JOIN and _on_host(arrays):
+        return measure_each(arrays, ord, [None])[0]  # one array has one norm, whoever asks for it
     groups = _by_dtype(arrays)
     if ord == 2 and _on_host(arrays):
         norm, lost = 0.0, 0.0
@@ -240,22 +253,53 @@ def measure_each(arrays: Sequence[Array], ord: float, axes: Sequence[tuple[int, 
     """Of each array its own norm or, along its axes, the norms of its slices."""
     norms: dict[int, Norm] = {}
     alike: dict[Any, list[int]] = {}
+    on_host = _on_host(arrays)
     for i, (a, axis) in enumerate(zip(arrays, axes, strict=True)):
-        if a.numel() < JOIN and a.ndim and _on_host([a]):  # a thousand calls would take longer than what they do
+        if a.numel() < JOIN and (on_host or _on_host([a])):  # a thousand calls would take longer than what they do
             alike.setdefault((a.shape, a.dtype, axis), []).append(i)
         else:
             norms[i] = measure([a], ord) if axis is None else slice_norms(a, ord, axis)
     for (shape, _, axis), places in alike.items():
-        step = max(1, JOIN // max(1, shape.numel()))
-        for start in range(0, len(places), step):
-            batch = places[start : start + step]
-            joined = torch.stack([arrays[i] for i in batch])
-            along = range(len(shape)) if axis is None else axis
-            columns = slice_norms(joined, ord, tuple(i + 1 for i in along))
-            if axis is None:
-                columns = Norm(*(x.reshape(-1) for x in columns))
-            norms |= zip(batch, map(Norm, *(x.unbind() for x in columns)), strict=True)
+        count = 1 if axis is None else math.prod(n for i, n in enumerate(shape) if i not in axis)
+        step = max(1, (JOIN - 1) // max(1, count))
+        for run in (places[start : start + step] for start in range(0, len(places), step)):
+            columns = _measure_alike([arrays[i] for i in run], ord, axis)
+            norms |= zip(run, map(Norm, *(x.unbind() for x in columns)), strict=True)
     return [norms[i] for i in range(len(arrays))]
+
+
+def _measure_alike(arrays: Sequence[Array], ord: float, axis: tuple[int, ...] | None) -> Norm:
+    """The norms of small arrays of one shape and dtype, stacked."""
+    shape, dtype = arrays[0].shape, arrays[0].dtype
+    along = tuple(range(1, len(shape) + 1)) if axis is None else tuple(i + 1 for i in axis)
+    of_slices = () if axis is None else tuple(1 if i in axis else n for i, n in enumerate(shape))
+    step = max(1, JOIN // max(1, shape.numel()))
+    batches = [arrays[start : start + step] for start in range(0, len(arrays), step)]
+    if ord == 2 and shape.numel():
+        norm = _row_norms(torch.cat([_block_norms(torch.stack([*batch]), along) for batch in batches]))
+        right = _squares_fit(norm, shape.numel(), dtype)
+        norm = norm.view(len(arrays), *of_slices)
+        joined = Norm(norm.to(_accumulator(dtype)), norm, torch.ones_like(norm))
+        if right.all():
+            return joined
+        wrong = (~right).view(len(arrays), -1).any(1).nonzero().flatten()
+        again = _measure_scaled([arrays[i] for i in wrong.tolist()], ord, along, of_slices, step)
+        return Norm(*(x.index_copy(0, wrong, y) for x, y in zip(joined, again, strict=True)))
+    return _measure_scaled(arrays, ord, along, of_slices, step)
+
+
+def _measure_scaled(arrays: Sequence[Array], ord: float, along: Any, of_slices: tuple[int, ...], step: int) -> Norm:
+    """The same, for any order and whether or not the squares fit."""
+    batches = (torch.stack([*arrays[start : start + step]]) for start in range(0, len(arrays), step))
+    columns = zip(*(slice_norms(batch, ord, along) for batch in batches), strict=True)
+    return Norm(*(torch.cat(column).view(len(arrays), *of_slices) for column in columns))
+
+
+def _squares_fit(norm: Array, size: int, dtype: torch.dtype) -> Array:
+    """Whether the norm of so many numbers is right, though their squares were summed as they are."""
+    # A square below the smallest normal number may be lost; the sum must be so large that it would not count.
+    lost = 2 * size * (2.0**-1022 if dtype in WIDE else TINY)
+    return (norm >= math.sqrt(lost) * 2**11) & (norm < math.inf)
 
 
 def join(norms: Sequence[Norm], ord: float) -> Norm:
@@ -293,9 +337,10 @@ def _slice_norms(x: Array, ord: float, axis: tuple[int, ...]) -> Norm:
             [1 if i in axis else n for i, n in enumerate(x.shape)], dtype=torch.float64, device=x.device
         )
         return Norm(zeros.to(_accumulator(x.dtype)), zeros, zeros + 1)
-    if ord == 2 and x.dtype not in WIDE and not x.is_complex() and _on_host([x]):
-        norm = _row_norms(x, axis)
-        if ((norm >= math.sqrt(TINY * x.numel()) * 2**11) & torch.isfinite(norm)).all():
+    if ord == 2 and x.dtype not in WIDE and _on_host([x]):
+        norm = _row_norms(_block_norms(x, axis))
+        if _squares_fit(norm, x.numel(), x.dtype).all():
+            norm = norm.view([1 if i in axis else n for i, n in enumerate(x.shape)])
             return Norm(norm.to(_accumulator(x.dtype)), norm, torch.ones_like(norm))
     peak = _peak(x, axis)
     scale = _usable(peak)
@@ -305,15 +350,25 @@ def _slice_norms(x: Array, ord: float, axis: tuple[int, ...]) -> Norm:
     return Norm((mantissa * scale).to(_accumulator(x.dtype)), mantissa, scale)
 
 
-def _row_norms(x: Array, axis: tuple[int, ...]) -> Array:
-    """The 2-norms of slices in float64, the squares summed in float32, a block at a time."""
+def _block_norms(x: Array, axis: tuple[int, ...]) -> Array:
+    """A row for each slice, with the 2-norms of its blocks, their squares summed in their own precision."""
     kept = [i for i in range(x.ndim) if i not in axis]
-    shape = [1 if i in axis else n for i, n in enumerate(x.shape)]
-    rows = x.permute(*kept, *axis).reshape(math.prod(shape), -1).to(torch.float32)
-    whole = rows.shape[1] - rows.shape[1] % BLOCK
-    blocks = torch.linalg.vector_norm(rows[:, :whole].unflatten(1, (-1, BLOCK)), dim=2)
-    rest = torch.linalg.vector_norm(rows[:, whole:], dim=1, keepdim=True)
-    return torch.linalg.vector_norm(torch.cat([blocks, rest], 1), dim=1, dtype=torch.float64).reshape(shape)
+    count = math.prod(x.shape[i] for i in kept)
+    norms = []
+    for part in _parts(x):
+        rows = part.permute(*kept, *axis).reshape(count, x.numel() // count).to(_accumulator(x.dtype))
+        if whole := rows.shape[1] - rows.shape[1] % BLOCK:
+            norms.append(torch.linalg.vector_norm(rows[:, :whole].unflatten(1, (-1, BLOCK)), dim=2))
+        if whole < rows.shape[1]:
+            norms.append(torch.linalg.vector_norm(rows[:, whole:], dim=1, keepdim=True))
+    return norms[0] if len(norms) == 1 else torch.cat(norms, 1)
+
+
+def _row_norms(blocks: Array) -> Array:
+    """The 2-norm of each row in float64."""
+    if blocks.shape[1] == 1:
+        return blocks[:, 0].to(torch.float64)
+    return torch.linalg.vector_norm(blocks, dim=1, dtype=torch.float64)
 
 
 def unit_limits(norms: Sequence[Norm], clip_factor: Any, eps: Any) -> list[Norm]:
@@ -346,11 +401,9 @@ def _scalar(x: Any, dtype: torch.dtype, device: torch.device) -> Array:
     return x.to(device, dtype)
 
 
-def _by_dtype(arrays: Sequence[Array]) -> dict[torch.dtype, list[Array]]:
-    groups: dict[torch.dtype, list[Array]] = {}
-    for a in arrays:
-        groups.setdefault(a.dtype, []).append(a)
-    return groups
+def _by_dtype(arrays: Sequence[Array]) -> dict[torch.dtype, Sequence[Array]]:
+    dtypes = {a.dtype for a in arrays}
+    return {dtype: arrays if len(dtypes) == 1 else [a for a in arrays if a.dtype == dtype] for dtype in dtypes}
 
 
 def _accumulator(dtype: torch.dtype) -> torch.dtype:
@@ -391,7 +444,7 @@ def _batches(arrays: Iterable[Array], dtype: torch.dtype) -> Iterator[Array]:
         n = a.numel()
         if n < JOIN:
             if size + n >= JOIN:
-                yield _flatten_dense_tensors(small).to(dtype)
+                yield _concatenated(small).to(dtype)
                 small, size = [], 0
             small.append(a)
             size += n
@@ -400,7 +453,13 @@ def _batches(arrays: Iterable[Array], dtype: torch.dtype) -> Iterator[Array]:
         else:
             yield from (chunk.to(dtype) for chunk in _flat(a).split(CHUNK))
     if small:
-        yield _flatten_dense_tensors(small).to(dtype)
+        yield _concatenated(small).to(dtype)
+
+
+def _concatenated(arrays: Sequence[Array]) -> Array:
+    """All elements in one flat array. To stack arrays of one shape takes half as long."""
+    alike = len({a.shape for a in arrays}) == 1
+    return torch.stack([*arrays]).view(-1) if alike else _flatten_dense_tensors(arrays)
 
 
 def _chunks(arrays: Sequence[Array]) -> Iterator[Array]:
@@ -462,7 +521,7 @@ def scale(arrays: Sequence[Array], norm: Norm, max_norm: Any, nonfinite: str) ->
         scaled = scale([local(a) for a in arrays], norm, max_norm, nonfinite)
         return [shard_of(a, s) for a, s in zip(arrays, scaled, strict=True)]
     factors, zero = _with_policy(clip_factors(norm, max_norm), nonfinite)
-    scaled = [_times(a, factors) for a in arrays]
+    scaled = [_times(a, f) for a, f in zip(arrays, _needed(arrays, factors), strict=True)]
     return scaled if zero is None else [torch.where(zero.to(s.device), 0.0, s) for s in scaled]
 
 
@@ -472,19 +531,17 @@ def scale_(arrays: Sequence[Array], norm: Norm, max_norm: Any, nonfinite: str) -
         return
     arrays = [local(a) for a in arrays] if is_sharded(arrays) else arrays
     factors, zero = _with_policy(clip_factors(norm, max_norm), nonfinite)
-    if zero is not None and (not _on_host([*arrays, zero]) or bool(zero)):
-        zeros = [zero.to(a.device) for a in arrays]
-        _multiply_([(arrays, factors)])
-        for a, z in zip(arrays, zeros, strict=True):
-            a.masked_fill_(z, 0.0)
-    else:
-        _multiply_([(arrays, factors)])
+    needed = _needed(arrays, factors)
+    zeros = [] if zero is None or (_on_host([*arrays, zero]) and not zero) else [zero.to(a.device) for a in arrays]
+    _multiply_(zip(arrays, needed, strict=True))
+    for a, z in zip(arrays, zeros, strict=False):
+        a.masked_fill_(z, 0.0)
 
 
 def scale_each(arrays: Sequence[Array], norms: Sequence[Norm], limits: Sequence[Any]) -> list[Array]:
     """The arrays, or their slices, each clipped to its own limit, given their norms."""
     clipped = []
-    for a, factors in zip(arrays, _factors_each(norms, limits), strict=True):
+    for a, factors in zip(arrays, _factors_each(arrays, norms, limits), strict=True):
         sliced = is_sharded(factors)  # the norms of slices are sharded as the slices are
         clipped.append(_times(a, factors) if sliced else shard_of(a, _times(local(a), factors)))
     return clipped
@@ -499,8 +556,8 @@ def scale_each_(arrays: Sequence[Array], norms: Sequence[Norm], limits: Sequence
             if not kernels.scale_([a], n, c, "nan")
         ]
         arrays, norms, limits = ([column[i] for i in left] for column in (arrays, norms, limits))
-    factors = _factors_each(norms, limits)
-    _multiply_([([a if is_sharded(f) else local(a)], f) for a, f in zip(arrays, factors, strict=True)])
+    pairs = zip(arrays, _factors_each(arrays, norms, limits), strict=True)
+    _multiply_((a if is_sharded(f) else local(a), f) for a, f in pairs)
 
 
 def clip_factors(norm: Norm, limit: Any) -> tuple[tuple[Array, Array], Array]:
@@ -512,13 +569,17 @@ def clip_factors(norm: Norm, limit: Any) -> tuple[tuple[Array, Array], Array]:
     limit = limit if isinstance(limit, Norm) else Norm(limit, limit, 1.0)
     n, s, c_value, c, c_scale = (_scalar(x, torch.float64, device) for x in (*norm[1:], *limit))
     unit = c_scale / s
+    far = unit.isinf()  # as the reciprocal of a subnormal scale is
+    unscaled = c * torch.where(far, c_scale, unit) / torch.where(far, s, 1.0)
     below = norm.value <= c_value.to(norm.value.dtype)
-    kept = torch.where(norm.value.isinf(), (c / n).detach() * unit >= 1, below) | (c == math.inf)
+    kept = torch.where(norm.value.isinf(), (unscaled / n).detach() >= 1, below) | (c == math.inf)
     bad = ~kept & ~torch.isfinite(n)
     n = torch.where(kept | bad, 1.0, n)  # where the branch not taken divides by zero, its derivative would be NaN
-    ratio = torch.where(kept, 1.0, torch.where((c >= 0) & ~bad, c / n * unit, math.nan))
+    ratio = torch.where(kept, 1.0, torch.where((c >= 0) & ~bad, unscaled / n, math.nan))
     tiny = (ratio < TINY) & (c > 0)
-    root = torch.sqrt(torch.where(tiny, c / n, 1.0)) * torch.sqrt(unit)
+    if _on_host([tiny]) and not tiny.any():
+        return (ratio, torch.ones((), dtype=torch.float64)), bad
+    root = torch.sqrt(torch.where(tiny, c, 1.0)) * (torch.sqrt(c_scale) / torch.sqrt(s)) / torch.sqrt(n)
     return (torch.where(tiny, root, ratio), torch.where(tiny, root, 1.0)), bad
 
 
@@ -530,27 +591,37 @@ def _with_policy(ruled: tuple[tuple[Array, Array], Array], nonfinite: str) -> tu
     return (first, second), bad if nonfinite == "zero" else None
 
 
-def _factors_each(norms: Sequence[Norm], limits: Sequence[Any]) -> list[list[Array]]:
-    """The factors of each array. On the host they are calculated together, for a thousand small calls are felt."""
-    factors: list[list[Array]] = []
+def _factors_each(arrays: Sequence[Array], norms: Sequence[Norm], limits: Sequence[Any]) -> list[list[Array]]:
+    """The needed factors of each array. On the host they are calculated together: a thousand small calls are felt."""
+    needed: list[list[Array]] = []
     for run in _runs(norms):
         joined, restore = _joined(norms[run])
-        if len(joined) == len(norms[run]):
-            factors.extend([[*clip_factors(n, c)[0]] for n, c in zip(norms[run], limits[run], strict=True)])
+        if restore is None:
+            for a, n, c in zip(arrays[run], norms[run], limits[run], strict=True):
+                needed += _needed([a], clip_factors(n, c)[0])
             continue
-        limit: Any
-        if isinstance(limits[0], Norm):
-            limit = _joined(limits[run])[0][0]
-        else:
-            pairs = zip(limits[run], norms[run], strict=True)
-            limit = _flatten_dense_tensors([_scalar(c, torch.float64, CPU).expand_as(n.value) for c, n in pairs])
-        both = [f for f in clip_factors(joined[0], limit)[0] if (f != 1).any()]
-        factors += (
-            map(list, zip(*(restore(f.to(joined[0].value.dtype)) for f in both), strict=True))
-            if both
-            else ([[] for _ in norms[run]])
-        )
-    return factors
+        factors, _ = clip_factors(joined[0], _joined_limits(limits[run], norms[run], joined[0]))
+        sizes = torch.tensor([0, *(n.value.numel() for n in norms[run])]).cumsum(0)
+        columns = []
+        for f in (f.to(joined[0].value.dtype) for f in factors if (f != 1).any()):
+            clipped = (f != 1).cumsum(0)
+            until = torch.cat([clipped.new_zeros(1), clipped])[sizes].tolist()
+            columns.append(
+                [x if b > a else None for x, (a, b) in zip(restore(f), itertools.pairwise(until), strict=True)]
+            )
+        rows = zip(*columns, strict=True) if columns else [()] * (len(sizes) - 1)
+        needed += [[f for f in row if f is not None] for row in rows]
+    return needed
+
+
+def _joined_limits(limits: Sequence[Any], norms: Sequence[Norm], joined: Norm) -> Any:
+    """Limits in the order of joined norms."""
+    if isinstance(limits[0], Norm):
+        return _joined(limits)[0][0]
+    if all(c is limits[0] for c in limits) and getattr(limits[0], "ndim", 0) == 0:
+        return limits[0]
+    pairs = zip(limits, norms, strict=True)
+    return _flatten_dense_tensors([_scalar(c, torch.float64, CPU).expand_as(n.value) for c, n in pairs])
 
 
 def _runs(norms: Sequence[Norm]) -> Iterator[slice]:
@@ -578,9 +649,25 @@ def _joined(norms: Sequence[Norm]) -> tuple[list[Norm], Any]:
     return [flat], lambda column: _unflatten_dense_tensors(column, [norm.value for norm in norms])
 
 
+def _needed(arrays: Sequence[Array], factors: Sequence[Array]) -> list[list[Array]]:
+    """For each array the factors as it is multiplied by them, without those that the host knows to be 1.
+
+    Such a factor is a constant, so that nothing is lost of a derivative, and autograd need not keep what it multiplies.
+    """
+    if _on_host([f.detach() for f in factors]):
+        factors = [f for f in factors if (f != 1).any()]
+    cast: dict[Any, list[Array]] = {}
+    needed = []
+    for x in arrays if factors else ():
+        kind = x.dtype, x.is_cpu or x.device
+        if kind not in cast:
+            cast[kind] = [f.to(x.device, _accumulator(x.dtype)) for f in factors]
+        needed.append(cast[kind])
+    return needed or [[]] * len(arrays)
+
+
 def _times(x: Array, factors: Sequence[Array]) -> Array:
     """A new array; half precision is multiplied in float32, and rounded once."""
-    factors = _needed(x, factors)
     if not factors:
         return x.clone()
     product = x.to(torch.float32) if x.dtype in HALF else x
@@ -589,44 +676,38 @@ def _times(x: Array, factors: Sequence[Array]) -> Array:
     return product.to(x.dtype)
 
 
-def _needed(x: Array, factors: Sequence[Array]) -> list[Array]:
-    """The factors as x is multiplied by them, without those that the host knows to be 1.
-
-    Such a factor is a constant, so that nothing is lost of a derivative, and autograd need not keep what it multiplies.
-    """
-    host = _on_host([t.detach() for t in (x, *factors)])
-    return [f.to(x.device, _accumulator(x.dtype)) for f in factors if not host or bool((f != 1).any())]
-
-
-def _multiply_(groups: Iterable[tuple[Sequence[Array], Sequence[Array]]]) -> None:
-    """Multiplies groups of arrays in place, each by its factors. All that can fail is done before the first write."""
+def _multiply_(pairs: Iterable[tuple[Array, Sequence[Array]]]) -> None:
+    """Multiplies arrays in place, each by its factors. All that can fail is done before the first write."""
+    lazy = not torch.compiler.is_compiling()  # a compiler keeps no array so
+    runs: list[tuple[list[Array], Sequence[Array]]] = []
+    for x, factors in pairs:
+        if not factors:
+            continue
+        x = _physical(x) if lazy and (x.is_conj() or x.is_neg()) else x
+        if runs and runs[-1][1] is factors:
+            runs[-1][0].append(x)
+        else:
+            runs.append(([x], factors))
     planned: dict[Any, tuple[list[Array], list[Array]]] = {}
     halves = []
-    for arrays, factors in groups:
-        needed: dict[Any, list[Array]] = {}
-        for x in map(_physical, arrays):
-            if (x.dtype, x.device) not in needed:
-                needed[x.dtype, x.device] = _needed(x, factors)
-            multiply = needed[x.dtype, x.device]
-            if x.dtype in HALF and len(multiply) > 1:
-                halves.append((x, multiply))
-                continue
-            for round, f in enumerate(multiply):
-                xs, fs = planned.setdefault((round, x.dtype, x.device), ([], []))
-                xs.append(x)
-                fs.append(f)
+    for run, factors in runs:  # of one dtype and device
+        if run[0].dtype in HALF and len(factors) > 1:
+            halves += [(x, factors) for x in run]
+            continue
+        for round, f in enumerate(factors):
+            xs, fs = planned.setdefault((round, run[0].dtype, run[0].device), ([], []))
+            xs += run
+            fs += [f] * len(run)
     for xs, fs in planned.values():
         # One 0-d tensor is faster than a number, and is not rounded to half precision before it multiplies.
         torch._foreach_mul_(xs, fs[0] if all(f is fs[0] for f in fs) and not fs[0].ndim else fs)
-    for x, multiply in halves:
+    for x, factors in halves:
         for chunk in x.view(-1).split(CHUNK) if x.is_contiguous() else (x,):
-            chunk.copy_(_times(chunk, multiply))
+            chunk.copy_(_times(chunk, factors))
 
 
 def _physical(x: Array) -> Array:
     """The numbers of a lazily conjugated or negated array as they lie in memory: a factor is the same for them."""
-    if torch.compiler.is_compiling():  # which keeps no array lazy
-        return x
     x = x.conj() if x.is_conj() else x
     return torch._neg_view(x) if x.is_neg() else x
 
