@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from .backends import Backend, advice, backend_of
+from .backends import Backend, advice, backend_of, pytree_node
 from .trees import Tree, matching
 
 NONFINITE = ("nan", "zero", "keep", "raise")
@@ -62,7 +62,7 @@ def threshold(max_norm: Any, backend: Backend) -> Any:
 
 def thresholds(max_norm: Any, tree: Tree, axes: list[tuple[int, ...] | None]) -> list[Any]:
     """The threshold of each array, checked: one for all, or a tree of them; one for all of its slices, or an array."""
-    trees = isinstance(max_norm, (dict, list, tuple)) and isinstance(tree.structure, (dict, list, tuple))
+    trees = _is_tree(max_norm) and _is_tree(tree.structure)
     each = matching(tree, max_norm, "max_norm") if trees else [max_norm] * len(tree.arrays)
     if not trees:  # a threshold is checked though there is nothing to clip
         each or threshold(max_norm, tree.backend)
@@ -76,6 +76,13 @@ def thresholds(max_norm: Any, tree: Tree, axes: list[tuple[int, ...] | None]) ->
         name = "max_norm" + tree.name(i).removeprefix("grads") if trees else "max_norm"
         checked.append(nonnegative(c, tree.backend, name, NEGATIVE, shape))
     return checked
+
+
+def _is_tree(x: Any) -> bool:
+    """Whether x is a nesting rather than one leaf, None being a leaf."""
+    if isinstance(x, (dict, list, tuple)):
+        return True
+    return x is not None and backend_of(x) is None and pytree_node(x) is not None
 
 
 def nonnegative(value: Any, backend: Backend, name: str, why: str, shape: tuple[int, ...] = ()) -> Any:

@@ -4,6 +4,10 @@ They differ from optax's own in what they promise, which is gradclip's contract,
 before clipping, which optax throws away. `clip`, `clip_by_block_rms`, `clip_by_global_norm`, `adaptive_grad_clip` and
 `per_example_global_norm_clip` have optax's names and arguments, so that one changed import moves a program over; the
 others have those of gradclip. Every ``update`` takes any incoming state, None and ``optax.EmptyState()`` too.
+
+On the CPU, XLA takes subnormal numbers for zero (in float32 those below 1.2e-38), whoever calculates with them. So
+elements that are subnormal do not count in a norm, and what would be subnormal after it was scaled becomes zero.
+Gradients within their threshold keep such elements, for nothing is calculated with them.
 """
 
 from typing import Any, NamedTuple

@@ -19,6 +19,9 @@ They take the same arguments as ``tf.clip_by_norm``, ``tf.clip_by_global_norm``,
 - **Limits of clip_by_value** are cast to the dtype of floating-point gradients; TensorFlow raises where dtypes differ.
   ``clip_value_min`` > ``clip_value_max`` is refused where their values are known.
 - **name** names the scope of the operations in a graph, as in TensorFlow, but no single operation.
+
+On the CPU, TensorFlow takes subnormal numbers for zero (in float32 those below 1.2e-38). So elements that are subnormal
+do not count in a norm, and what would be subnormal after it was scaled becomes zero.
 """
 
 from collections.abc import Sequence

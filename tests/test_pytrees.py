@@ -198,3 +198,17 @@ def test_params_of_another_structure_are_refused():
     ):
         with pytest.raises(ValueError, match="params must have the structure of grads"):
             gradclip.clip_adaptive(Registered(jnp.asarray(W), jnp.asarray(B)), other)
+
+
+@pytest.mark.parametrize("kind", ["FrozenDict", "chex", "flax.struct", "dataclass"])
+def test_a_tree_of_thresholds_may_be_of_the_same_kind(kind):
+    grads = KINDS[kind](jnp.asarray(W), jnp.asarray(B))
+    clipped = gradclip.clip_by_norm(grads, KINDS[kind](1.0, 0.5))
+    for got, want in zip(
+        arrays(clipped), gradclip.clip_by_norm([jnp.asarray(W), jnp.asarray(B)], [1.0, 0.5]), strict=True
+    ):
+        np.testing.assert_array_equal(got, want)
+    with pytest.raises(ValueError, match="max_norm must have the structure of grads"):
+        gradclip.clip_by_norm(grads, Pair(1.0, 0.5))
+    with pytest.raises(TypeError, match="max_norm must be a number"):
+        gradclip.clip_by_norm(jnp.asarray(W), KINDS[kind](1.0, 0.5))

@@ -9,6 +9,7 @@ import sys
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import numpy as np
+import oracle
 import pytest
 import tensorflow as tf
 
@@ -398,3 +399,18 @@ def test_the_rms_of_an_array_whose_size_a_graph_does_not_know(shape):
 
     with pytest.raises(ValueError, match=r"grads has a shape that is not known here: tf.ensure_shape sets it"):
         clip(tf.ones((3, 2)))
+
+
+@pytest.mark.parametrize("axis", [None, 0])
+@pytest.mark.parametrize("ord", [0.5, 1, 2, INF])
+def test_thresholds_near_the_smallest_normal_number(ord, axis):
+    """Where the threshold over the mantissa of the norm is no normal number, although the factor is about a half."""
+    for raw in ([5e-308], [3e-308, 3e-308], [4e-308j, 3e-308 + 3e-308j]):
+        for dtype in ("float64", "complex128"):
+            if dtype == "complex128" or np.isrealobj(raw):
+                g = tf.constant(np.array(raw), dtype)
+                n = oracle.norm([np.array(raw)], ord)
+                clipped = gradclip.clip_by_norm(g, n / 1.25, ord=ord, axis=axis).numpy()
+                # TensorFlow makes zeros of subnormal numbers, also of those that come of clipping.
+                np.testing.assert_allclose(clipped, np.array(raw) / 1.25, rtol=1e-9)
+                assert np.isfinite(gradclip.clip_by_norm(g, 2.3e-308, ord=ord, axis=axis).numpy()).all()

@@ -315,8 +315,7 @@ def _factors(norm: Norm, limit: Any) -> tuple[tuple[Array, Array], Array]:
     finite = tf.math.is_finite(norm.mantissa)
     # Where the branch not taken divides by zero, its derivative would be NaN.
     n = tf.where(finite & (norm.mantissa > 0), norm.mantissa, one)
-    ratio = c.mantissa / n
-    quotient = ratio * c.scale / norm.scale
+    quotient = c.mantissa / n * c.scale / norm.scale
     # A norm that overflowed, though it is finite, is compared as it is; any other as it is returned.
     below = tf.where(
         tf.math.is_inf(norm.value), finite & (quotient >= 1), norm.value <= tf.cast(c.value, norm.value.dtype)
@@ -326,7 +325,8 @@ def _factors(norm: Norm, limit: Any) -> tuple[tuple[Array, Array], Array]:
     factor = tf.where(keep, one, tf.where((c.mantissa >= 0) & ~bad, quotient, nan))
     # Too small for float32: apply its root twice, once by dividing, for a graph joins two factors into one again.
     tiny = (factor < TINY) & (c.mantissa > 0)
-    root = tf.sqrt(tf.where(tiny, ratio, one)) * tf.sqrt(c.scale) / tf.sqrt(norm.scale)
+    # The root of each, for c/n may be subnormal, which is taken for zero, where c·s/n is not.
+    root = tf.sqrt(tf.where(tiny, c.mantissa, one)) / tf.sqrt(n) * tf.sqrt(c.scale) / tf.sqrt(norm.scale)
     return (tf.where(tiny, root, factor), tf.where(tiny, one / root, one)), bad
 
 
