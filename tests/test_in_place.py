@@ -1,5 +1,6 @@
 """In place is planned whole, then written whole: whatever fails, no array has been written to, or nothing can fail."""
 
+import ast
 import math
 import subprocess
 import sys
@@ -155,6 +156,18 @@ def test_a_product_of_half_precision_is_rounded_once(in_place_system, dtype):
         once = values(in_place_system.array((exact * (c * 1e3 / norm)).astype(np.float32), dtype))
         # The product in float32 is off by 1e-7, which turns the rounding of an element of 1000 the other way.
         assert (values(g) != once).mean() < 0.02
+
+
+@pytest.mark.parametrize(
+    "path", sorted(Path(gradclip.__file__).parent.joinpath("backends").glob("t*r*.py")), ids=lambda p: p.name
+)
+def test_each_tensor_that_is_made_names_its_device(path):
+    """Without a name it lies on the default device, which a user may have set to another one than the gradients'."""
+    makers = {f"torch.{name}" for name in ("tensor", "as_tensor", "zeros", "ones", "empty", "full", "arange", "eye")}
+    calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+    made = [call for call in calls if ast.unparse(call.func) in makers]
+    nameless = [ast.unparse(call) for call in made if not any(k.arg == "device" for k in call.keywords)]
+    assert nameless == []
 
 
 def test_gradients_are_written_on_their_device_whatever_the_default():

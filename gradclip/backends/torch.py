@@ -578,7 +578,7 @@ def clip_factors(norm: Norm, limit: Any) -> tuple[tuple[Array, Array], Array]:
     ratio = torch.where(kept, 1.0, torch.where((c >= 0) & ~bad, unscaled / n, math.nan))
     tiny = (ratio < TINY) & (c > 0)
     if _on_host([tiny]) and not tiny.any():
-        return (ratio, torch.ones((), dtype=torch.float64)), bad
+        return (ratio, torch.ones((), dtype=torch.float64, device=device)), bad
     root = torch.sqrt(torch.where(tiny, c, 1.0)) * (torch.sqrt(c_scale) / torch.sqrt(s)) / torch.sqrt(n)
     return (torch.where(tiny, root, ratio), torch.where(tiny, root, 1.0)), bad
 
@@ -601,7 +601,7 @@ def _factors_each(arrays: Sequence[Array], norms: Sequence[Norm], limits: Sequen
                 needed += _needed([a], clip_factors(n, c)[0])
             continue
         factors, _ = clip_factors(joined[0], _joined_limits(limits[run], norms[run], joined[0]))
-        sizes = torch.tensor([0, *(n.value.numel() for n in norms[run])]).cumsum(0)
+        sizes = torch.tensor([0, *(n.value.numel() for n in norms[run])], device=CPU).cumsum(0)
         columns = []
         for f in (f.to(joined[0].value.dtype) for f in factors if (f != 1).any()):
             clipped = (f != 1).cumsum(0)

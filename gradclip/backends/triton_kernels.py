@@ -161,7 +161,7 @@ _RUN: set[tuple[Any, ...]] = set()  # the variants of the kernels that have run
 
 def _reserve(size: int) -> None:
     if not _SPARE or _SPARE[-1].nbytes < 2 * size:
-        _SPARE[:] = [torch.empty(max(1 << 20, 8 * size), dtype=torch.uint8, pin_memory=True)]
+        _SPARE[:] = [torch.empty(max(1 << 20, 8 * size), dtype=torch.uint8, device="cpu", pin_memory=True)]
 
 
 def _captured_table(places: Sequence[tuple[int, int, torch.dtype]], device: torch.device) -> Table | None:
