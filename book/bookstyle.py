@@ -6,8 +6,23 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 from matplotlib import font_manager
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib_inline.backend_inline import set_matplotlib_formats
 
 HERE = Path(__file__).parent
+
+# For maps of an error on a log scale: a valley is gold, a plain pale, a plateau grey, and lines show on all of it.
+ERRORS = LinearSegmentedColormap.from_list(
+    "errors",
+    [
+        (0, "#D69814"),
+        (0.35, "#F0C35A"),
+        (0.62, "#F7E8C4"),
+        (0.77, "#F3F0E9"),
+        (0.9, "#CDCAD6"),
+        (1, "#BEBBCB"),
+    ],
+)
 
 
 def use() -> None:
@@ -15,6 +30,7 @@ def use() -> None:
     for font in (HERE / "_static" / "fonts").glob("*.ttf"):
         font_manager.fontManager.addfont(font)
     plt.style.use(HERE / "book.mplstyle")
+    set_matplotlib_formats("retina")  # two pixels for one, for a screen that has them
 
 
 class Table:
@@ -38,19 +54,36 @@ class Table:
     by value           22.4
     """
 
-    def __init__(self, columns: Mapping[str, Iterable[object]], formats: Mapping[str, str] | None = None):
+    def __init__(
+        self,
+        columns: Mapping[str, Iterable[object]],
+        formats: Mapping[str, str] | None = None,
+    ):
         if unknown := [head for head in formats or {} if head not in columns]:
-            raise ValueError(f"formats for columns that are not there: {unknown}; there are {list(columns)}")
+            raise ValueError(
+                f"formats for columns that are not there: {unknown}; there are {list(columns)}"
+            )
         cells = {head: list(column) for head, column in columns.items()}
         self.heads = list(cells)
-        self.right = [not any(isinstance(cell, str) for cell in column) for column in cells.values()]
+        self.right = [
+            not any(isinstance(cell, str) for cell in column)
+            for column in cells.values()
+        ]
         written = [
-            [cell if isinstance(cell, str) else format(cell, (formats or {}).get(head, "")) for cell in column]
+            [
+                cell
+                if isinstance(cell, str)
+                else format(cell, (formats or {}).get(head, ""))
+                for cell in column
+            ]
             for head, column in cells.items()
         ]
         # A minus, which is as wide as a plus; a hyphen is not.
         self.rows = [
-            [cell.replace("-", "−") if right else cell for cell, right in zip(row, self.right, strict=True)]
+            [
+                cell.replace("-", "−") if right else cell
+                for cell, right in zip(row, self.right, strict=True)
+            ]
             for row in zip(*written, strict=True)
         ]
 

@@ -5,11 +5,10 @@
 - The code of a cell tagged ``hide-input`` stands in a fold below what the cell shows, its picture first. Such cells
   without output, as one of imports, join the fold of the next one.
 - A section whose heading stands in a Markdown cell tagged ``fold`` is folded away under that heading.
-- A figure NAME for which there is ``_static/movable/NAME.js`` gets that script.
+- A figure NAME, or NAME-more, for which there is ``_static/movable/NAME.js`` gets that script.
 """
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -68,17 +67,25 @@ def set_the_head(document: nodes.document, time: str) -> None:
 
 def is_hidden_cell(node: nodes.Node) -> bool:
     return (
-        isinstance(node, nodes.container) and node.get("nb_element") == "cell_code" and node.get("hide_mode") == "input"
+        isinstance(node, nodes.container)
+        and node.get("nb_element") == "cell_code"
+        and node.get("hide_mode") == "input"
     )
 
 
 def move_code_below(cell: nodes.container) -> None:
     """Put the fold with a cell's code below its output, or into that of the hidden cell that follows at once."""
-    fold = next(child for child in cell.children if isinstance(child, HideCodeCellNode))
+    fold = next(
+        child for child in cell.children if isinstance(child, HideCodeCellNode)
+    )
     outputs = [child for child in cell.children if child is not fold]
     following = cell.next_node(descend=False, siblings=True)
     if not outputs and following is not None and is_hidden_cell(following):
-        its_fold = next(child for child in following.children if isinstance(child, HideCodeCellNode))
+        its_fold = next(
+            child
+            for child in following.children
+            if isinstance(child, HideCodeCellNode)
+        )
         its_fold.children = [*fold.children, *its_fold.children]
         for code in fold.children:
             code.parent = its_fold
@@ -91,14 +98,25 @@ def move_code_below(cell: nodes.container) -> None:
 
 def fold_sections(document: nodes.document, notebook: Path) -> None:
     cells = nbformat.read(notebook, as_version=4).cells
-    marked = [cell.source for cell in cells if cell.cell_type == "markdown" and "fold" in cell.metadata.get("tags", [])]
-    headings = [next((line for line in source.splitlines() if line.startswith("#")), "") for source in marked]
-    sections = {nodes.make_id(section[0].astext()): section for section in document.findall(nodes.section)}
+    marked = [
+        cell.source
+        for cell in cells
+        if cell.cell_type == "markdown" and "fold" in cell.metadata.get("tags", [])
+    ]
+    headings = [
+        next((line for line in source.splitlines() if line.startswith("#")), "")
+        for source in marked
+    ]
+    sections = {
+        nodes.make_id(section[0].astext()): section
+        for section in document.findall(nodes.section)
+    }
     for heading in headings:
         section = sections.get(nodes.make_id(heading.lstrip("#")))
         if section is None:
             logger.warning(
-                f"a cell tagged `fold` has no heading that is found on the page: {heading}", location=notebook
+                f"a cell tagged `fold` has no heading that is found on the page: {heading}",
+                location=notebook,
             )
             continue
         section["classes"].append("fold")
@@ -111,13 +129,20 @@ def html(text: str) -> nodes.raw:
     return nodes.raw("", text, format="html")
 
 
-def movable_figures(doctree: nodes.document) -> Iterator[str]:
-    for figure in doctree.findall(nodes.figure):
-        for name in figure["ids"]:
-            if (MOVABLE / f"{name}.js").exists():
-                yield name
-
-
-def load_the_movable_figures(app: Sphinx, pagename: str, template: str, context: Any, doctree: Any) -> None:
-    for name in movable_figures(doctree) if doctree else ():
-        app.add_js_file(f"movable/{name}.js", loading_method="defer", priority=900)
+def load_the_movable_figures(
+    app: Sphinx, pagename: str, template: str, context: Any, doctree: Any
+) -> None:
+    names = (
+        [
+            f"{name}-"
+            for figure in doctree.findall(nodes.figure)
+            for name in figure["ids"]
+        ]
+        if doctree
+        else []
+    )
+    for script in sorted(MOVABLE.glob("*.js")):
+        if any(name.startswith(f"{script.stem}-") for name in names):
+            app.add_js_file(
+                f"movable/{script.name}", loading_method="defer", priority=900
+            )
