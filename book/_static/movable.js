@@ -43,7 +43,7 @@
   const lessMotion = () => matchMedia("(prefers-reduced-motion: reduce)").matches;
 
   function build(figure, { controls, draw, drag, at }) {
-    const picture = figure.querySelector("img");
+    const picture = figure.querySelector("a:has(> img), img"); // Sphinx links some pictures to their file
     const state = Object.fromEntries(controls.map(({ name, value = null }) => [name, value]));
     const buttons = controls.filter((control) => control.seconds);
     const place = html("div"), says = html("p", { className: "says" });

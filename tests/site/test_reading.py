@@ -61,9 +61,9 @@ def test_the_cliff_moves_by_keyboard_and_says_what_the_notebook_computes(visit):
         assert f"Longest step {longest}." in said
         assert (f"In the valley from step {step}." if step else "Not in the valley") in said
         assert said in figure.locator("svg").get_attribute("aria-label")
-    assert not figure.locator("img.still").is_visible()
+    assert not figure.locator(".still").is_visible()
     page.emulate_media(media="print")
-    assert figure.locator("img.still").is_visible()
+    assert figure.locator(".still").is_visible()
     assert not figure.locator("svg").is_visible()
     assert page.errors == page.foreign == []
 

@@ -156,8 +156,9 @@
       const from = free.path[t], whole = free.steps[t], cut = Math.min(1, c / free.norms[t]);
       const arrow = (share, stroke, wide, more) =>
         line([on(from), on(from.map((value, axis) => value + share * whole[axis]))], stroke, wide, more);
-      map.push(arrow(Math.min(1, 2 * step), UNCLIPPED, 4, step > 0.5 ? { "stroke-dasharray": "7 6", "stroke-width": 2.4 } : {}));
-      if (step > 0.5) map.push(arrow(1 + (2 * step - 1) * (cut - 1), CLIPPED, 5));
+      // Lengths grow and shrink by factors: from 0.1 to 89 and back, most of the way lies outside the map.
+      map.push(arrow(cut ** Math.max(0, 1 - 2 * step), UNCLIPPED, 4, step > 0.5 ? { "stroke-dasharray": "7 6", "stroke-width": 2.4 } : {}));
+      if (step > 0.5) map.push(arrow(cut ** (2 * step - 1), CLIPPED, 5));
       map.push(svg("circle", { cx: x(from[0]), cy: y(from[1]), r: 5, fill: INK }));
     }
     const parts = [
