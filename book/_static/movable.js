@@ -140,7 +140,7 @@
 
   // A link to a folded section unfolds it, and so does the search within a page; paper has no folds.
   const unfold = () => {
-    const target = location.hash && document.getElementById(decodeURIComponent(location.hash.slice(1)));
+    const target = document.getElementById(decodeURIComponent(location.hash.slice(1)));
     target?.closest("section.fold")?.querySelector(":scope > details")?.setAttribute("open", "");
     target?.scrollIntoView();
   };
