@@ -1,4 +1,4 @@
-"""The movable figure of the cliff takes the same steps as the page's Python, and needs no file beside it."""
+"""The movable figure of the cliff takes the same steps as the page's Python."""
 
 import json
 import re
@@ -8,11 +8,10 @@ import subprocess
 import nbformat
 import pytest
 
-from tools.notebooks import BOOK
+from tools.notebooks import BOOK, all_notebooks
 
-SCRIPT = BOOK / "_static" / "cliff.js"
+SCRIPT = BOOK / "_static" / "movable" / "cliff-thresholds.js"
 CELLS = nbformat.read(BOOK / "theory" / "the-cliff.ipynb", as_version=4).cells
-FIGURE = next(c for c in CELLS if "cliff.js" in c.source).outputs[0].data["text/html"]
 # What a cell reports of a run, and what the figure says of the same run.
 REPORTED = re.compile(r"^ *c = (\S+) +(not in the valley|valley from step (\d+)) +longest step +(\S+)", re.MULTILINE)
 SAID = re.compile(r"Longest step (\S+)\. (?:In the valley from step (\d+)|Not in the valley)")
@@ -50,17 +49,18 @@ def test_the_other_starts_end_where_the_cells_do():
         assert said(start, [c for c, _, _ in its]) == its
 
 
-def test_the_page_holds_the_script_whole():
-    assert SCRIPT.read_text(encoding="utf-8") in FIGURE
-    assert len(FIGURE) < 20_000
+def test_the_movable_figures_take_nothing_from_elsewhere():
+    for script in (BOOK / "_static").rglob("*.js"):
+        text = script.read_text(encoding="utf-8")
+        assert set(re.findall(r"\w+://[^\s\"'`]+", text)) <= {"http://www.w3.org/2000/svg"}  # a name, never fetched
+        assert not re.search(r"\b(src=|import\(|fetch\(|XMLHttpRequest)", text)
 
 
-def test_the_figure_takes_nothing_from_elsewhere():
-    addresses = set(re.findall(r"\w+://[^\s\"'`]+", FIGURE))
-    assert addresses == {"http://www.w3.org/2000/svg"}  # a name, never fetched
-    assert not re.search(r"\b(src=|import\(|fetch\(|XMLHttpRequest)", FIGURE)
-
-
-def test_without_the_script_the_page_says_what_is_missing():
-    before, _, _ = FIGURE.partition("<script>")
-    assert "needs JavaScript" in before
+def test_each_movable_figure_has_a_picture_of_its_name():
+    names = {
+        cell.metadata.get("mystnb", {}).get("figure", {}).get("name", "")
+        for path in all_notebooks()
+        for cell in nbformat.read(path, as_version=4).cells
+    }
+    for script in (BOOK / "_static" / "movable").glob("*.js"):
+        assert any(f"{name}-".startswith(f"{script.stem}-") for name in names), script

@@ -1,56 +1,56 @@
-"""The intro is not a notebook, so what it prints is checked here."""
+"""The front page: the lines to type run, and its run explodes and is saved on any processor."""
 
-import ast
-import re
-from pathlib import Path
+import runpy
 
-import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
-import tensorflow as tf
-import torch
 
 import gradclip
+from tools.notebooks import BOOK
 
-INTRO = (Path(__file__).parents[1] / "book" / "intro.md").read_text(encoding="utf-8")
-HUGE = np.array([1e20, 2e20], np.float32)
-
-
-def by_pytorch():
-    parameter = torch.zeros(2, requires_grad=True)
-    parameter.grad = torch.tensor(HUGE)
-    torch.nn.utils.clip_grad_norm_([parameter], 1.0)
-    return parameter.grad
+SNIPPETS = sorted((BOOK / "snippets").glob("first_*.py"))
 
 
-def by_optax():
-    rule = optax.clip_by_global_norm(1.0)
-    return rule.update(jnp.asarray(HUGE), rule.init(None))[0]
+@pytest.fixture(scope="module")
+def first_run():
+    return runpy.run_path(str(BOOK / "first_run.py"))
 
 
-ANSWERS = {
-    "PyTorch": [by_pytorch],
-    "TensorFlow": [lambda: tf.clip_by_global_norm([tf.constant(HUGE)], 1.0)[0][0]],
-    "JAX, with optax": [by_optax],
-    "gradclip, on NumPy, PyTorch, TensorFlow and JAX arrays": [
-        lambda to=to: gradclip.clip_by_global_norm(to(HUGE), max_norm=1.0).grads
-        for to in (np.array, torch.tensor, tf.constant, jnp.asarray)
-    ],
-}
+@pytest.mark.parametrize("file", SNIPPETS, ids=lambda file: file.stem)
+def test_the_line_to_type_bounds_the_step(file):
+    after = runpy.run_path(str(file))
+    moved = {  # the step divided by the learning rate of 0.1, from gradients whose norm is far above 1
+        "first_pytorch": lambda: [p.grad.numpy() for p in after["model"].parameters()],
+        "first_keras": lambda: [
+            (np.asarray(v) - start) / 0.1 for v, start in zip(after["model"].weights, [1, 0], strict=True)
+        ],
+        "first_jax": lambda: [np.asarray(after["updates"]) / 0.1],
+        "first_numpy": lambda: [(after["w"] - 1) / 0.1, after["b"] / 0.1],
+    }[file.stem]()
+    assert gradclip.global_norm([np.asarray(g, np.float64) for g in moved]) == pytest.approx(1, abs=1e-4)
+    if "norm" in after:
+        assert float(after["norm"]) > 100  # the norm before clipping
 
 
-@pytest.mark.parametrize("library", ANSWERS)
-def test_the_table_of_answers_is_what_the_libraries_answer(library):
-    (printed,) = re.findall(rf"^\| {re.escape(library)} \| `(\[.*\])` \|$", INTRO, flags=re.MULTILINE)
-    expected = [float("nan") if x.strip() == "nan" else float(x) for x in printed.strip("[]").split(",")]
-    for answer in ANSWERS[library]:
-        np.testing.assert_array_equal(np.asarray(answer(), np.float64).round(6), expected)
+def test_the_gradients_of_the_first_run_are_those_of_its_loss(first_run):
+    weights, rng = first_run["start"](), np.random.default_rng(2)
+    x = rng.uniform(-1, 1, (30, 4))
+    _, gradients = first_run["loss_and_gradients"](weights, x)
+    for name, array in weights.items():
+        place = tuple(rng.integers(0, size) for size in array.shape)
+        losses = []
+        for shift in (1e-6, -1e-6):
+            shifted = array.copy()
+            shifted[place] += shift
+            losses.append(first_run["loss_and_gradients"](weights | {name: shifted}, x)[0])
+        assert gradients[name][place] == pytest.approx((losses[0] - losses[1]) / 2e-6, rel=1e-5, abs=1e-9)
 
 
-def test_the_one_call_runs_as_it_is_printed():
-    (call,) = re.findall(r"```python\n(.*?)```", INTRO, flags=re.DOTALL)
-    ast.parse(call)
-    names = {"gradclip": gradclip, "grads": HUGE}
-    exec(call, names)
-    np.testing.assert_allclose(names["grads"], [0.447214, 0.894427], atol=1e-6)
+def test_one_run_ends_in_nan_and_the_other_learns(first_run):
+    losses, norms = first_run["train"](np.inf)
+    (gone,) = np.flatnonzero(~np.isfinite(losses))[:1]
+    assert norms[: gone - 2].max() < 3
+    assert norms[gone - 2] > 30 * norms[gone - 3]
+    clipped, _ = first_run["train"](1.0)
+    np.testing.assert_allclose(clipped[: gone - 5], losses[: gone - 5], rtol=1e-6)  # until the threshold acts, one run
+    assert clipped[-30:].mean() < 0.05 < losses[: gone - 3].mean()

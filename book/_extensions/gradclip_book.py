@@ -42,8 +42,9 @@ def setup(app: Sphinx) -> dict[str, Any]:
 def all_pages_where_styles_have_changed(app: Sphinx, env: Any, *changes: Any) -> set[str]:
     """Sphinx copies styles and pictures only when a page has changed, and pages name a style by its content."""
     copies = Path(app.outdir) / "_static"
-    for file in (ROOT / "book" / "_static").iterdir():
-        copy = copies / file.name
+    files = [file for file in (ROOT / "book" / "_static").rglob("*") if file.is_file()]
+    for file in files:
+        copy = copies / file.relative_to(ROOT / "book" / "_static")
         if copy.exists() and copy.read_bytes() != file.read_bytes():
             return set(env.found_docs)
     return set()
@@ -84,7 +85,7 @@ def switch_on(app: Sphinx, config: Config, url: str) -> None:
 
 
 def describe_the_page(app: Sphinx, pagename: str, templatename: str, context: Any, doctree: Any) -> None:
-    """Say in a page's head what its first paragraph says, the cards at its top passed over."""
+    """Say in a page's head what its first paragraph says, its standfirst."""
     paragraphs = doctree.findall(nodes.paragraph) if doctree else ()
     first = next((p.astext() for p in paragraphs if isinstance(p.parent, nodes.section)), None)
     if first:

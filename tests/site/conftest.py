@@ -15,13 +15,15 @@ from xdist.scheduler import LoadScopeScheduling
 
 from tools.check import chromium
 
-SITE = Path(__file__).parents[2] / "_build" / "html"
+ROOT = Path(__file__).parents[2]
+SITE = ROOT / "_build" / "html"
 # index.html only sends the browser on.
 PAGES = sorted(
     path.relative_to(SITE).as_posix()
     for path in SITE.rglob("*.html")
     if "_static" not in path.parts and path != SITE / "index.html"
 )
+NOTEBOOK_PAGES = [name for name in PAGES if (ROOT / name).with_suffix(".ipynb").exists()]
 
 
 class Handler(SimpleHTTPRequestHandler):
@@ -43,9 +45,10 @@ class Server(ThreadingHTTPServer):
 
 
 def pytest_generate_tests(metafunc):
-    if "page_name" in metafunc.fixturenames:
-        assert PAGES, "build the book first: make book"
-        metafunc.parametrize("page_name", PAGES)
+    for name, pages in {"page_name": PAGES, "notebook_page": NOTEBOOK_PAGES}.items():
+        if name in metafunc.fixturenames:
+            assert pages, "build the book first: make book"
+            metafunc.parametrize(name, pages)
 
 
 class ByPage(LoadScopeScheduling):
@@ -130,7 +133,33 @@ def look(browser, address):
             )
             facts["text"] = page.inner_text("article, main")
             facts |= {"foreign": [*page.foreign], "errors": [*page.errors]}  # before axe asks for files of its own
+            # Where the page's first picture begins, its own number if it has one to move, and its head.
+            facts |= page.evaluate(
+                """() => {
+                    const top = e => e && e.getBoundingClientRect().top + window.scrollY;
+                    const first = (what) => top(document.querySelector(`article :is(${what})`));
+                    const text = (what) => document.querySelector(`article ${what}`)?.textContent ?? "";
+                    return {
+                        figureTop: first("figure"), tableTop: first("table"),
+                        standfirst: text("h1 + p.standfirst"), facts: text("p.standfirst + p.facts"),
+                        codeBeforeFigure: [...document.querySelectorAll("article :is(details.hide, div.cell_input)")]
+                            .filter(e => top(e) < first("figure")).length,
+                    };
+                }"""
+            )
             facts["axe"] = Axe().run(page).response["violations"]
+            # No code and no table needs to be scrolled sideways, in a fold neither.
+            facts["cut"] = page.evaluate(
+                """() => {
+                    for (const fold of document.querySelectorAll("article details")) fold.open = true;
+                    const margin = document.querySelector("article").getBoundingClientRect().right;
+                    return [...document.querySelectorAll("article :is(pre, table)")]
+                        .map(e => [e, Math.max(
+                            e.scrollWidth - e.clientWidth, e.getBoundingClientRect().right - margin)])
+                        .filter(([e, more]) => more > 1)
+                        .map(([e, more]) => `${Math.round(more)} px of ${e.textContent.trim().slice(0, 60)}`);
+                }"""
+            )
             page.set_viewport_size({"width": 390, "height": 900})
             # The page's own scripts hear of the new size before the next frame is drawn.
             page.evaluate("() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")

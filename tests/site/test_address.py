@@ -1,6 +1,7 @@
 """With the address of a published repository, what needs one appears and points right; with a network, names link."""
 
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -36,7 +37,9 @@ def published(tmp_path_factory):
     threading.Thread(target=server.serve_forever, daemon=True).start()
     config = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))
     config["repository"]["url"] = REPOSITORY
-    config["sphinx"]["local_extensions"] = {"gradclip_book": str(ROOT / "book" / "_extensions")}
+    extensions = config["sphinx"]["local_extensions"]
+    config["sphinx"]["local_extensions"] = dict.fromkeys(extensions, str(ROOT / "book" / "_extensions"))
+    config["sphinx"]["config"]["redirects"] |= {"book/why/the-cliff": f"/{PAGE}.html"}
     documentation = f"http://127.0.0.1:{server.server_port}"
     config["sphinx"]["config"]["intersphinx_mapping"] = {
         "numpy": [documentation, None],
@@ -87,12 +90,39 @@ def test_the_sitemap_lists_every_page_of_the_book(published):
     assert all(url.startswith(SITE) for url in listed)
 
 
+# What the first edition had. Readers have linked to these pages: each is there, or leads to one that is.
+FIRST_EDITION = {
+    "book": "intro quickstart",
+    "book/theory": "exploding-gradients vanishing-gradients the-cliff clipping-rules why-clipping-works remedies",
+    "book/frameworks": "numpy pytorch tensorflow jax side-by-side wrong-on-purpose",
+    "book/tuning": "choosing-a-threshold adaptive-thresholds temporal-order text-generation when-training-blows-up",
+    "book/gpu": "timing fused-kernels mixed-precision many-devices",
+    "book/reference": "api thresholds-in-the-wild claims-checked notation glossary bibliography versions changelog",
+}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(f"{folder}/{name}" for folder, names in FIRST_EDITION.items() for name in names.split()),
+        "book/why/the-cliff",
+    ],
+)
+def test_an_old_address_leads_to_a_page(published, name):
+    file = published / "html" / f"{name}.html"
+    html = file.read_text(encoding="utf-8")
+    if sent_on := re.search(r'http-equiv="refresh" content="0; url=([^"]+)"', html):
+        file = file.parent / sent_on[1]
+        html = file.read_text(encoding="utf-8")
+    assert '<article class="bd-article">' in html
+
+
 def test_the_card_is_there_and_says_what_the_page_is_about(published):
     assert '<meta property="og:title" content="The cliff" />' in page(published)
     assert f'<meta property="og:url" content="{SITE}{PAGE}.html" />' in page(published)
     assert f'<meta property="og:image" content="{SITE}_static/card.png" />' in page(published)
     assert (published / "html" / "_static" / "card.png").stat().st_size > 10_000
-    assert '<meta property="og:description" content="Take a recurrent network' in page(published)
+    assert '<meta property="og:description" content="See the wall that one bad step runs into' in page(published)
 
 
 def test_the_lost_page_stands_anywhere_below_the_address(published):

@@ -1,12 +1,16 @@
 """What holds on each page of the built book: nothing from elsewhere, no error, legible to everyone, on any screen."""
 
+import json
 import re
 from html.parser import HTMLParser
 from urllib.parse import unquote, urljoin, urlsplit
 
 import pytest
 
-from conftest import PAGES, SITE
+from conftest import PAGES, ROOT, SITE
+
+# Pages to look something up: their first screen shows a table.
+TABLE_FIRST = {"book/frameworks/side-by-side.html", "book/reference/claims-checked.html"}
 
 # A finding of axe that is no fault, by its rule and the place it points to, with the reason. None so far.
 WAIVED = {}
@@ -29,6 +33,29 @@ def test_it_fits_a_phone(look, page_name):
     page = look(page_name, "light")
     assert page.widthOnPhone <= 390
     assert page.lostOnPhone == []
+
+
+def test_its_picture_is_on_the_first_screen(look, notebook_page):
+    page = look(notebook_page, "light")
+    top = page.tableTop if notebook_page in TABLE_FIRST else page.figureTop
+    assert top is not None
+    assert top < 900  # of the 900 pixels that a laptop shows
+    if notebook_page not in TABLE_FIRST:
+        assert page.codeBeforeFigure == 0
+
+
+def test_its_head_says_what_it_is_for_and_how_long_it_runs(look, notebook_page):
+    page = look(notebook_page, "light")
+    assert page.standfirst
+    if notebook_page != "book/intro.html":
+        seconds = json.loads((ROOT / "book/running_times.json").read_text())[notebook_page.replace(".html", ".ipynb")][
+            "seconds"
+        ]
+        assert re.match(rf"\d+ min · runs in {seconds:.0f} s · for .+ · needs .+", page.facts)
+
+
+def test_no_code_and_no_table_is_cut_at_the_margin(look, page_name):
+    assert look(page_name, "light").cut == []
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])

@@ -33,25 +33,62 @@ def test_control_k_opens_the_search_and_enter_goes_there(visit):
     assert page.foreign == page.errors == []
 
 
-def test_the_slider_moves_the_path_by_keyboard_too(visit):
+def numbers(text):
+    return [float(number.replace("−", "-")) for number in re.findall(r"[-−]?\d+(?:\.\d+)?", text)]
+
+
+def printed(name, cell_that_has):
+    cells = nbformat.read(ROOT / f"{name}.ipynb", as_version=4).cells
+    (cell,) = (c for c in cells if c.cell_type == "code" and cell_that_has in c.source)
+    return "".join(output.get("text", "") for output in cell.outputs)
+
+
+def test_the_cliff_moves_by_keyboard_and_says_what_the_notebook_computes(visit):
     page = visit("book/theory/the-cliff.html")
-    figure = page.locator(".cliff-move").first
-    slider = figure.locator("input[type=range]")
-
-    def state():
-        return figure.locator(".outcome").inner_text(), figure.locator("svg").first.inner_html()
-
-    said, drawn = state()
-    assert "steps clipped" in said
-    slider.fill(slider.get_attribute("max"))  # the last position is no threshold
-    unclipped, loose = state()
-    assert "No threshold" in unclipped
-    assert loose != drawn
+    figure = page.locator("figure#cliff-thresholds")
+    slider, says = figure.locator("input[type=range]"), figure.locator(".says")
+    # Each line of the cell: c, whether and when the run is in the valley, its longest step.
+    rows = re.findall(
+        r"c = (\S+) +(not in|\w+)[^\d\n]*(\d*) +longest step +(\S+)", printed("book/theory/the-cliff", "thresholds = [")
+    )
+    assert [row[0] for row in rows] == ["0.01", "0.1", "1", "10", "100", "inf"]
     slider.focus()
-    for _ in range(5):
-        page.keyboard.press("ArrowLeft")
-    assert state() != (unclipped, loose)
-    assert "No threshold" not in state()[0]
+    page.keyboard.press("Home")
+    for c, _, step, longest in rows:
+        while figure.locator("output").inner_text() != {"inf": "none"}.get(c, c):
+            page.keyboard.press("ArrowRight")
+        said = says.inner_text()
+        assert f"Longest step {longest}." in said
+        assert (f"In the valley from step {step}." if step else "Not in the valley") in said
+        assert said in figure.locator("svg").get_attribute("aria-label")
+    assert not figure.locator(".still").is_visible()
+    page.emulate_media(media="print")
+    assert figure.locator(".still").is_visible()
+    assert not figure.locator("svg").is_visible()
+    assert page.errors == page.foreign == []
+
+
+def test_the_front_page_plays_the_step_before_and_after_clipping(visit):
+    page = visit("book/intro.html")
+    page.emulate_media(reduced_motion="reduce")  # the last frame at once
+    figure = page.locator("figure#cliff-thresholds-front")
+    before = figure.locator("svg").inner_html()
+    figure.locator("button").click()
+    said = figure.locator(".says").inner_text()
+    step, norm, length, c, cut = numbers(said)
+    assert [step, norm, length, c, cut] == numbers(printed("book/intro", "def descend("))
+    assert figure.locator("svg").inner_html() != before
+    figure.locator("input[type=range]").press("ArrowRight")  # a reader who moves on sees the paths again
+    assert "steps clipped" in figure.locator(".says").inner_text()
+
+
+def test_a_folded_section_opens_where_a_link_leads_to_it(visit):
+    page = visit("book/theory/the-cliff.html")
+    fold = page.locator("section.fold > details").first
+    assert not fold.evaluate("details => details.open")
+    place = page.locator("section.fold").first.get_attribute("id")
+    page.locator(f"article a[href='#{place}']:not(.headerlink)").first.click()
+    assert fold.evaluate("details => details.open")
 
 
 def test_the_switch_makes_the_page_dark_and_remembers_it(visit):
