@@ -111,3 +111,30 @@ def test_a_run_that_explodes_says_so_and_leaves_the_others_alone():
     assert not run.loss.isfinite().any()
     clipped = train(Deep(), replace(Recipe(gain=20.0), max_norm=1.0), seeds=2, steps=5, examples=16)
     assert clipped.loss.isfinite().all()
+
+
+@each_network
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw", "rmsprop"])
+def test_several_rates_at_once_are_runs_at_one_rate_each(network, optimizer):
+    recipe = Recipe(gain=1.0, optimizer=optimizer, weight_decay=0.1, warmup=2, max_norm=1.0)
+    short = {"seeds": 2, "steps": 3, "examples": 16}
+    together = train(network, recipe, learning_rates=[0.01, 0.1], **short)
+    for i, rate in enumerate([0.01, 0.1]):
+        alone = train(network, replace(recipe, learning_rate=rate), **short)
+        for one, all_rates in zip(alone, together, strict=True):
+            torch.testing.assert_close(all_rates[i], one)
+
+
+def test_a_step_is_that_of_the_optimizer_at_its_rate():
+    recipe = Recipe(gain=1.0, optimizer="adamw", learning_rate=0.01, weight_decay=0.1)
+    network, generator = Deep(), torch.Generator().manual_seed(0)
+    x, labels = network.data(generator, 2, 16)
+    network.data(generator, 2, 64)
+    theta = network.initial(generator, recipe, 2).requires_grad_()
+    optimizer = torch.optim.AdamW([theta], lr=0.01, weight_decay=0.1)
+    for _ in range(3):
+        optimizer.zero_grad()
+        cross_entropy(network(theta, x, recipe), labels).sum().backward()
+        optimizer.step()
+    run = train(network, recipe, seeds=2, steps=3, examples=16)
+    torch.testing.assert_close(run.weights, theta.detach().norm(dim=1))

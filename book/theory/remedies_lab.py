@@ -6,7 +6,7 @@ norm of a row is that seed's global norm.
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -29,7 +29,7 @@ class Recipe:
     activation: str | None = None  # "relu", "tanh" or "sigmoid"; None: the network's own
     norm: str | None = None  # "batch" or "layer", before each activation
     residual: bool = False  # add the input of a layer (or the state before) to its output
-    optimizer: str = "sgd"  # or "adam", "rmsprop"
+    optimizer: str = "sgd"  # or "adam", "adamw", "rmsprop"
     learning_rate: float | None = None  # None: the network's own for SGD, 0.003 for the others
     warmup: int = 0  # steps over which the learning rate rises from 0
     weight_decay: float = 0.0  # the L2 penalty ½·weight_decay·‖θ‖²
@@ -140,35 +140,57 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view(labels.shape).mean(dim=1)
 
 
-OPTIMIZERS = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "rmsprop": torch.optim.RMSprop}
+OPTIMIZERS = {
+    "sgd": torch.optim.SGD,
+    "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
+    "rmsprop": torch.optim.RMSprop,
+}
 
 
 def train(
-    network: Network, recipe: Recipe, *, seeds: int = 8, steps: int = 200, examples: int = 64, flipped: float = 0
+    network: Network,
+    recipe: Recipe,
+    *,
+    learning_rates: Sequence[float] | None = None,
+    seeds: int = 8,
+    steps: int = 200,
+    examples: int = 64,
+    flipped: float = 0,
 ) -> Run:
-    """Full-batch training; a share `flipped` of the training labels is drawn anew."""
+    """Full-batch training; a share `flipped` of the training labels is drawn anew.
+
+    With `learning_rates`, each seed is trained at each of them, from the same start on the same examples: the entries
+    of the result have shape (rates, seeds).
+    """
     generator = torch.Generator().manual_seed(0)
     x, labels = network.data(generator, seeds, examples)
     test = network.data(generator, seeds, 4 * examples)
-    theta = network.initial(generator, recipe, seeds).requires_grad_()
+    theta = network.initial(generator, recipe, seeds)
     noise = torch.randint(CLASSES, labels.shape, generator=generator)
     labels = torch.where(torch.rand(labels.shape, generator=generator) < flipped, noise, labels)
 
-    rate = recipe.learning_rate or (network.learning_rate if recipe.optimizer == "sgd" else 0.003)
-    optimizer = OPTIMIZERS[recipe.optimizer]([theta], lr=rate, weight_decay=recipe.weight_decay)
+    rates = learning_rates or [recipe.learning_rate or (network.learning_rate if recipe.optimizer == "sgd" else 0.003)]
+    x, labels, theta, *test = (torch.cat([part] * len(rates)) for part in (x, labels, theta, *test))
+    theta.requires_grad_()
+    rate = torch.tensor(rates, dtype=FLOAT).repeat_interleave(seeds).unsqueeze(1)
+    optimizer = OPTIMIZERS[recipe.optimizer]([theta], lr=1.0, weight_decay=recipe.weight_decay)
     norms = []
     for step in range(steps):
-        optimizer.param_groups[0]["lr"] = rate * min(1, (step + 1) / (recipe.warmup + 1))
         (grad,) = torch.autograd.grad(cross_entropy(network(theta, x, recipe), labels).sum(), theta)
         norms.append(grad.norm(dim=1))
         theta.grad = gradclip.clip_by_norm(grad, recipe.max_norm, axis=1)
-        optimizer.step()
+        before = theta.detach().clone()
+        optimizer.step()  # at a rate of 1, since an optimizer has one rate for all rows
+        with torch.no_grad():
+            theta.copy_(before + min(1, (step + 1) / (recipe.warmup + 1)) * rate * (theta - before))
 
     theta = theta.detach()
-    return Run(
+    run = Run(
         cross_entropy(network(theta, x, recipe), labels),
         cross_entropy(network(theta, test[0], recipe), test[1]),
         norms[0],
         torch.stack(norms).nan_to_num(nan=math.inf).amax(dim=0),
         theta.norm(dim=1),
     )
+    return Run(*(part.unflatten(0, (len(rates), seeds)) for part in run)) if learning_rates else run
