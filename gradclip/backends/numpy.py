@@ -340,13 +340,7 @@ def _multiply(arrays: Sequence[Array], out: Sequence[Array], factors: Sequence[t
             in_precision[key] = _in_precision(a.dtype, *both)
         if in_precision[key] or o is not a:
             planned.append((a, o, in_precision[key]))
-    with np.errstate(all="ignore"):
-        for a, o, multiply in planned:
-            if not multiply:
-                o[...] = a
-            for factor, dtype in multiply:
-                np.multiply(a, factor, out=o, dtype=dtype, casting="same_kind")
-                a = o
+    _write(planned)
 
 
 def _in_precision(dtype: Any, first: Array, second: Array) -> list[tuple[Array, Any]]:
@@ -359,6 +353,16 @@ def _in_precision(dtype: Any, first: Array, second: Array) -> list[tuple[Array, 
         return [(factor, np.complex128 if dtype.kind == "c" else np.float64)]
     narrow = np.complex64 if dtype.kind == "c" else np.float32
     return [(np.asarray(factor, np.float32), narrow)] if needed else []
+
+
+def _write(planned: Sequence[tuple[Array, Array, list[tuple[Array, Any]]]]) -> None:
+    with np.errstate(all="ignore"):
+        for a, o, multiply in planned:
+            if not multiply:
+                o[...] = a
+            for factor, dtype in multiply:
+                np.multiply(a, factor, out=o, dtype=dtype, casting="same_kind")
+                a = o
 
 
 # Clipping by value ----------------------------------------------------------------------------------------------------
