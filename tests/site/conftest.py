@@ -141,6 +141,9 @@ def look(browser, address):
                     const text = (what) => document.querySelector(`article ${what}`)?.textContent ?? "";
                     return {
                         figureTop: first("figure"), tableTop: first("table"),
+                        squeezed: [...document.querySelectorAll("article img")].filter(e => e.clientWidth && Math.abs(
+                            e.clientWidth / e.clientHeight * e.naturalHeight / e.naturalWidth - 1) > 0.02
+                        ).map(e => e.alt),
                         standfirst: text("h1 + p.standfirst"), facts: text("p.standfirst + p.facts"),
                         codeBeforeFigure: [...document.querySelectorAll("article :is(details.hide, div.cell_input)")]
                             .filter(e => top(e) < first("figure")).length,

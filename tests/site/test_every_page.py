@@ -44,6 +44,10 @@ def test_its_picture_is_on_the_first_screen(look, notebook_page):
         assert page.codeBeforeFigure == 0
 
 
+def test_no_picture_is_squeezed(look, page_name):
+    assert look(page_name, "light").squeezed == []
+
+
 def test_its_head_says_what_it_is_for_and_how_long_it_runs(look, notebook_page):
     page = look(notebook_page, "light")
     assert page.standfirst
