@@ -443,6 +443,8 @@ def fold_into(optimizer: torch.optim.Optimizer, norm: Any, max_norm: Any) -> Non
     found_inf = (~finite | (grad_scale.isinf() & (factor > 0))).float()
     # The hooks of an optimizer are those of its first fold.
     if optimizer not in _FOLDED:
+        # It tells GradScaler to leave both attributes to the step; the Adagrad of PyTorch 2.11 lacks it.
+        optimizer._step_supports_amp_scaling = True  # type: ignore[attr-defined]
         optimizer.register_step_pre_hook(_before_step)
         optimizer.register_step_post_hook(_after_step)
     optimizer.grad_scale, optimizer.found_inf = grad_scale, found_inf  # type: ignore[attr-defined]
