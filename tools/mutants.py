@@ -17,10 +17,13 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-TESTS = [f"tests/test_{name}.py" for name in ("contract", "tracing", "faults", "parity", "differential")]
+EVERYWHERE = ("contract", "tracing", "faults", "parity", "differential", "in_place", "memory", "kinds")
+TESTS = [f"tests/test_{name}.py" for name in EVERYWHERE]
+# The tests of one framework alone.
+OWN = {"torch": ["torch"], "tensorflow": ["tensorflow"], "jax": ["jax_values", "pytrees"]}
 # What is mutated, and the tests (by the names of their cases) that can notice.
 OTHERS = {"numpy", "torch", "tensorflow", "jax"}
-SHARED = ("arguments", "rules", "trees")
+SHARED = ("arguments", "memory", "rules", "trees")
 TARGETS = {f"gradclip/{name}.py": OTHERS - {"tensorflow", "jax"} for name in SHARED}
 TARGETS |= {f"gradclip/backends/{name}.py": {name} for name in OTHERS}
 
@@ -72,7 +75,8 @@ def survives(copy_of_root: Path, path: str, text: str) -> bool:
     (copy_of_root / path).write_text(text)
     unseen = " or ".join(OTHERS - TARGETS[path])
     seen = " or ".join(TARGETS[path])
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *TESTS]
+    own = [f"tests/test_{name}.py" for framework in TARGETS[path] for name in OWN.get(framework, ())]
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *TESTS, *own]
     command += ["-k", f"{seen} or not ({unseen} or compile)"]
     try:
         # A mutant that hangs is noticed, too.
