@@ -326,7 +326,7 @@ class NormHistory:
         ...     calm.record(norm=0.5, max_norm=1.0)
         ...     wild.record(norm=0.5 + step, max_norm=1.0)
         >>> print(NormHistory.compare({"calm": calm, "wild": wild}))
-             steps    median       90%   largest   clipped     drift
+        run      steps    median       90%   largest   clipped     drift
         calm        30       0.5       0.5       0.5        0%         –
         wild        30        15      26.6      29.5     96.7%       × 5
         """
@@ -338,8 +338,8 @@ class NormHistory:
             rows.append(
                 [str(len(history)), *quantiles, _percent(history.clip_fraction).replace("more than", ">"), ratio]
             )
-        width = max(map(len, histories), default=0)
-        names = ["", *histories]
+        width = max(map(len, ["run", *histories]))
+        names = ["run", *histories]
         return "\n".join(
             f"{name:{width}}" + "".join(f"{cell:>10}" for cell in row) for name, row in zip(names, rows, strict=True)
         )
