@@ -11,7 +11,7 @@ import numpy as np
 from ..history import trend
 from ..runs import Run
 
-# A spike is above five times the median of the 20 norms before it. The 5 losses after it are compared with the 20 before.
+# A spike is above five times the median of the 20 norms before it; the 5 losses after it are compared with 20 before.
 BEFORE, AFTER, SPIKE = 20, 5, 5.0
 
 
@@ -180,11 +180,15 @@ class Facts:
     def at_top(self) -> float:
         """The share of norms that all but equal the largest, where there are far more of them than just below it.
 
-        Norms before clipping thin out towards the largest; after clipping, all that were clipped pile up there.
+        Norms before clipping thin out towards the largest; after clipping, all that were clipped pile up there. Where
+        that is the threshold itself, three are enough.
         """
         if self.norms.size < 5 or self.largest <= 0:
             return 0.0
         ratio = self.norms / self.largest
+        at_limit = self.max_norm < inf and abs(self.largest / self.max_norm - 1) < 1e-4 if self.max_norm else False
+        if at_limit and (ratio > 0.999).sum() >= 3:
+            return float(np.mean(ratio > 0.999))
         top, below = float(np.mean(ratio > 0.999)), float(np.mean((ratio > 0.97) & (ratio <= 0.999)))
         return top if top >= 0.05 and top * self.norms.size >= 5 and top > 3 * below else 0.0
 

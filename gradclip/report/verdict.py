@@ -92,6 +92,16 @@ def _after_spikes(f: Facts) -> str:
     return f"{told} That is {'more often than' if f.rose_by_chance < 0.01 else 'no more often than'} chance gives."
 
 
+def _less_and_less(f: Facts) -> str:
+    first, last = f.clip_thirds
+    if first == last:
+        return ""
+    return (
+        f"The threshold clipped {percent(first)} in the first third and {percent(last)} in the last. If late spikes "
+        "matter, let it follow the norm (gradclip.thresholds)."
+    )
+
+
 def _unscaled(f: Facts) -> bool:
     return f.follows_scale or (f.scale >= 1024 and f.median >= 1000)
 
@@ -102,6 +112,10 @@ def _threshold(f: Facts) -> str:
     return (
         f"The threshold{', a median of' if moving else ''} {number(f.max_norm)}{said.get(f.run.max_norm_source, '')},"
     )
+
+
+def _clips(f: Facts, above: float, at_most: float) -> bool:
+    return f.max_norm > 0 and above < f.clip_fraction <= at_most
 
 
 RULES: tuple[Rule, ...] = (
@@ -194,7 +208,7 @@ RULES: tuple[Rule, ...] = (
         "warning",
         lambda f: f.norms.size < FEW,
         lambda f: (
-            f"{_counted(f.norms.size, 'norm')} {'is' if f.norms.size == 1 else 'are'} too few to judge a threshold by."
+            f"{counted(f.norms.size, 'norm')} {'is' if f.norms.size == 1 else 'are'} too few to judge a threshold by."
         ),
         lambda f: "Log every step, or wait.",
         f"Of {FEW} norms, the 95th percentile rests on the largest alone.",
@@ -235,7 +249,7 @@ RULES: tuple[Rule, ...] = (
         lambda f: f.run.superseded > 0,
         lambda f: (
             f"The log holds pieces that overlap, as of a run resumed from a checkpoint: "
-            f"{_counted(f.run.superseded, 'norm')} of steps logged again later {_was(f.run.superseded)} left out."
+            f"{counted(f.run.superseded, 'norm')} of steps logged again later {_was(f.run.superseded)} left out."
         ),
         lambda f: "",
         "The later piece is the one that the model was trained by.",
@@ -249,7 +263,7 @@ RULES: tuple[Rule, ...] = (
         lambda f: bool(f.run.other_runs),
         lambda f: (
             f"The steps start over: this file holds {len(f.run.other_runs) + 1} runs. The longest is judged here; "
-            f"left out: {', '.join(_counted(n, 'norm') for n in f.run.other_runs[:5])}"
+            f"left out: {', '.join(counted(n, 'norm') for n in f.run.other_runs[:5])}"
             f"{' …' if len(f.run.other_runs) > 5 else ''}."
         ),
         lambda f: "To see another, give it a file of its own.",
@@ -262,7 +276,7 @@ RULES: tuple[Rule, ...] = (
         "log",
         "warning",
         lambda f: f.run.bad_rows > 0,
-        lambda f: f"{_counted(f.run.bad_rows, 'row')} could not be read, the first at {f.run.first_bad}.",
+        lambda f: f"{counted(f.run.bad_rows, 'row')} could not be read, the first at {f.run.first_bad}.",
         lambda f: "A last row is cut off while its run goes on, or where it was killed; look at any other.",
         "What is left out of a report should be known.",
         CONVENTION,
@@ -289,7 +303,7 @@ RULES: tuple[Rule, ...] = (
         "warning",
         lambda f: f.lost_from is None and not f.finite.all() and isnan(f.scale),
         lambda f: (
-            f"{_counted(f.count - f.norms.size, 'norm')} {_was(f.count - f.norms.size)} not finite, the first at "
+            f"{counted(f.count - f.norms.size, 'norm')} {_was(f.count - f.norms.size)} not finite, the first at "
             f"step {f.steps[~f.finite][0]}; the run went on."
         ),
         lambda f: (
@@ -306,7 +320,7 @@ RULES: tuple[Rule, ...] = (
         "note",
         lambda f: f.run.skipped > 0 or (f.lost_from is None and not f.finite.all() and not isnan(f.scale)),
         lambda f: (
-            f"{_counted(max(f.run.skipped, f.count - f.norms.size), 'step')} overflowed and "
+            f"{counted(max(f.run.skipped, f.count - f.norms.size), 'step')} overflowed and "
             f"{_was(max(f.run.skipped, f.count - f.norms.size))} skipped, as a dynamic loss scale does now and then."
         ),
         lambda f: "",
@@ -341,10 +355,21 @@ RULES: tuple[Rule, ...] = (
         "moderate",
     ),
     Rule(
+        "threshold 0",
+        "threshold",
+        "warning",
+        lambda f: f.max_norm == 0,
+        lambda f: "A threshold of 0 makes every gradient 0.",
+        lambda f: "If it was to mean no clipping, as in some trainers, give inf here.",
+        "The trainers of Hugging Face, Megatron-LM and fairseq take 0 for no threshold; a clipping function does not.",
+        "rule 5 of this package's contract",
+        "strong",
+    ),
+    Rule(
         "never clips",
         "threshold",
         "good",
-        lambda f: f.max_norm < inf and f.clip_fraction == 0,
+        lambda f: 0 < f.max_norm < inf and f.clip_fraction == 0,
         lambda f: (
             f"{_threshold(f)} never clips: the largest norm is {number(f.largest)}. It is a safety net that was "
             "not needed."
@@ -361,7 +386,7 @@ RULES: tuple[Rule, ...] = (
         "safety net",
         "threshold",
         "good",
-        lambda f: 0 < f.clip_fraction <= NET,
+        lambda f: _clips(f, 0, NET),
         lambda f: (
             f"{_threshold(f)} clips {percent(f.clip_fraction)} of the norms, by a median factor of "
             f"{number(f.factor)}: a safety net that acts on exceptions."
@@ -375,7 +400,7 @@ RULES: tuple[Rule, ...] = (
         "brake",
         "threshold",
         "note",
-        lambda f: NET < f.clip_fraction <= BRAKE,
+        lambda f: _clips(f, NET, BRAKE),
         lambda f: (
             f"{_threshold(f)} clips {percent(f.clip_fraction)} of the norms, by a median factor of "
             f"{number(f.factor)}: a brake that acts often, and changes how fast the run learns."
@@ -389,7 +414,7 @@ RULES: tuple[Rule, ...] = (
         "strong brake",
         "threshold",
         "warning",
-        lambda f: BRAKE < f.clip_fraction <= NORMALISER,
+        lambda f: _clips(f, BRAKE, NORMALISER),
         lambda f: (
             f"{_threshold(f)} clips {percent(f.clip_fraction)} of the norms, by a median factor of "
             f"{number(f.factor)}: more than half, so that it sets the length of most steps."
@@ -404,7 +429,7 @@ RULES: tuple[Rule, ...] = (
         "normaliser",
         "threshold",
         "warning",
-        lambda f: f.clip_fraction > NORMALISER,
+        lambda f: _clips(f, NORMALISER, 1),
         lambda f: (
             f"{_threshold(f)} clips {percent(f.clip_fraction)} of the norms, by a median factor of "
             f"{number(f.factor)}: a normaliser. Nearly every step has the same length before the optimizer sees it."
@@ -447,11 +472,7 @@ RULES: tuple[Rule, ...] = (
         "note",
         lambda f: f.drift is not None and f.drift[1] < f.drift[0],
         lambda f: f"{_moved(f)}, as in most runs.",
-        lambda f: (
-            f"The threshold clipped {percent(f.clip_thirds[0])} in the first third and "
-            f"{percent(f.clip_thirds[1])} in the last. If late spikes matter, let it follow the norm "
-            "(gradclip.thresholds)."
-        ),
+        _less_and_less,
         "The norm falls by more than a fifth in 30 of 54 public runs.",
         PUBLIC,
         "moderate",
@@ -462,7 +483,7 @@ RULES: tuple[Rule, ...] = (
         "note",
         lambda f: bool(f.spikes),
         lambda f: (
-            f"{_counted(len(f.spikes), 'spike')} (a norm above {SPIKE:.0f}× the median of the {BEFORE} before). "
+            f"{counted(len(f.spikes), 'spike')} (a norm above {SPIKE:.0f}× the median of the {BEFORE} before). "
             f"{_after_spikes(f)}"
         ),
         lambda f: (
@@ -489,7 +510,8 @@ RULES: tuple[Rule, ...] = (
 )
 
 
-def _counted(count: int, what: str) -> str:
+def counted(count: int, what: str) -> str:
+    """A number of things: 1 norm, 2 norms."""
     return f"{count} {what}{'s' * (count != 1)}"
 
 
@@ -504,17 +526,22 @@ def _moved(f: Facts) -> str:
     return f"The norm {verb}, from a median of {number(first)} in the first third to {number(last)} in the last"
 
 
+def _order(one: Finding) -> int:
+    """What is wrong comes first, then what to bear in mind, the threshold, the run, and small things about the log."""
+    if one.level == "wrong":
+        return 0
+    if one.about == "log":
+        return 1 if one.level == "warning" else 5
+    return 2 if one.about == "threshold" else 3 if one.level == "warning" else 4
+
+
 def judge(facts: Facts) -> list[Finding]:
-    """What the rules say of a run, in the order of the table."""
+    """What the rules say of a run, what matters most first."""
     found: list[Finding] = []
     for rule in RULES:
         lying = any(one.about == "log" and one.level == "wrong" for one in found)
         if (lying and rule.about != "log") or (not facts.norms.size and rule.name != "lost") or not rule.when(facts):
             continue
-        advice = rule.advice(facts)
-        found.append(
-            Finding(
-                rule.name, rule.about, rule.level, rule.says(facts), advice, rule.reason, rule.source, rule.evidence
-            )
-        )
-    return found
+        says, advice = rule.says(facts), rule.advice(facts)
+        found.append(Finding(rule.name, rule.about, rule.level, says, advice, rule.reason, rule.source, rule.evidence))
+    return sorted(found, key=_order)
