@@ -26,7 +26,7 @@ FINE, WRONG, UNREADABLE = 0, 1, 2  # exit codes
 MARKS = {"wrong": "✗", "warning": "!", "note": "·", "good": "✓"}
 COLOURS = {"wrong": "\x1b[31m", "warning": "\x1b[33m", "note": "", "good": "\x1b[32m"}
 # For an output that has no such characters: a pipe on Windows, an old terminal.
-ASCII = str.maketrans("✗·✓•│─┼┤└×→–▁▂▃▄▅▆▇█≥", "x-v.|-++`x>-.::||###>")
+ASCII = str.maketrans("✗·✓•│─┼┤└×→–▁▂▃▄▅▆▇█≥", "x.vo|-++`x>-.::||###>")
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -92,8 +92,8 @@ class Facts:
 
     @cached_property
     def clip_fraction(self) -> float:
-        """The share of all steps that were clipped."""
-        return self.run.clip_fraction
+        """The share of the finite norms that were clipped."""
+        return float(np.mean(self.clipped[self.finite])) if self.norms.size else 0.0
 
     @cached_property
     def factor(self) -> float:

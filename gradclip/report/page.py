@@ -16,7 +16,7 @@ from . import SHARES, heading, shortened, trusted
 from .facts import Facts
 from .verdict import Finding, number, percent
 
-POINTS, QUANTILES, BOXES = 600, 2001, 48
+POINTS, QUANTILES, BOXES = 600, 10_001, 48
 LEVELS = {"wrong": "Wrong", "warning": "To bear in mind", "note": "Note", "good": "In order"}
 
 
@@ -53,12 +53,12 @@ def _section(name: str, title: str, facts: Facts, findings: Sequence[Finding], d
     html = f'{head}<p class="facts">{escape(heading(facts))}</p>\n{first}'
     if drawn:
         html += FIGURE.substitute(name=name, title=escape(title, quote=True))
-        html += _thresholds(name, facts) if trusted(findings) else ""
+        html += _thresholds(name, escape(title), facts) if trusted(findings) else ""
     level = "h2" if alone else "h3"
     html += f'<{level}>What it says</{level}>\n<ul class="findings">\n'
     html += "\n".join(_finding(one) for one in findings) + "\n</ul>\n"
     if facts.spikes and trusted(findings):
-        html += _spikes(facts, level)
+        html += _spikes(escape(title), facts, level)
     return html + "".join(f"<p>{escape(note)}</p>\n" for note in facts.run.notes)
 
 
@@ -68,25 +68,36 @@ FIGURE = Template(
 <div class="control"><label for="$name-slider">Threshold <b></b></label>
 <input id="$name-slider" type="range" min="0" step="1"></div>
 <output for="$name-slider"></output>
-<figcaption>Each dot is a norm, or the median of a stretch of the run, and each bar reaches from its smallest norm to its
-largest. Blue is what the threshold would clip: move it by the slider, its arrow keys, or in the picture.</figcaption>
+<figcaption>Each dot is a norm, or the median of a stretch of the run, whose smallest and largest norm a bar joins. Blue
+is what the threshold would clip: move it by the slider, its arrow keys, or in the picture.</figcaption>
 <noscript><p>The picture needs JavaScript; the verdict below does not.</p></noscript>
 </figure>
 """
 )
 
 
-def _thresholds(name: str, facts: Facts) -> str:
-    rows = "".join(
-        f'<tr><th scope="row">{share:.0%}</th><td>{number(facts.quantile(share))}</td>'
-        f'<td><button data-run="{name}" value="{facts.quantile(share)!r}" '
-        f'aria-label="show the threshold {number(facts.quantile(share))}, which clips {share:.0%}">show</button></td></tr>'
-        for share in SHARES
+def _table(label: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table that scrolls inside itself, by the keyboard too. The first cell of each row names it."""
+    top = "".join(f'<th scope="col">{cell}</th>' for cell in head)
+    body = "".join(
+        f'<tr><th scope="row">{first}</th>{"".join(f"<td>{cell}</td>" for cell in rest)}</tr>' for first, *rest in rows
     )
     return (
-        '<div class="scroll"><table><thead><tr><th scope="col">would clip</th><th scope="col">threshold</th>'
-        f'<th scope="col">in the picture</th></tr></thead><tbody>{rows}</tbody></table></div>\n'
+        f'<div class="scroll" tabindex="0" role="region" aria-label="{label}">'
+        f"<table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>\n"
     )
+
+
+def _thresholds(name: str, title: str, facts: Facts) -> str:
+    rows = []
+    for share in SHARES:
+        limit = facts.quantile(share)
+        button = (
+            f'<button data-run="{name}" value="{limit!r}" '
+            f'aria-label="show the threshold {number(limit)}, which clips {share:.0%}">show</button>'
+        )
+        rows.append([f"{share:.0%}", number(limit), button])
+    return _table(f"{title}: thresholds and what they clip", ["would clip", "threshold", "in the picture"], rows)
 
 
 def _finding(one: Finding) -> str:
@@ -99,32 +110,29 @@ def _finding(one: Finding) -> str:
     )
 
 
-def _spikes(facts: Facts, level: str) -> str:
+def _spikes(title: str, facts: Facts, level: str) -> str:
     after = {True: "higher", False: "not higher", None: "not known"}
-    rows = "".join(
-        f"<tr><td>{one.step}</td><td>{number(one.norm)}</td><td>{number(one.factor)}×</td>"
-        f"<td>{after[one.loss_rose]}</td></tr>"
-        for one in sorted(facts.spikes, key=lambda one: -one.factor)[:20]
-    )
-    return (
-        f"<{level}>The largest spikes</{level}>\n"
-        '<div class="scroll"><table><thead><tr><th scope="col">step</th><th scope="col">norm</th><th scope="col">of the '
-        f'median before</th><th scope="col">loss afterwards</th></tr></thead><tbody>{rows}</tbody></table></div>\n'
-    )
+    largest = sorted(facts.spikes, key=lambda one: -one.factor)[:20]
+    rows = [[str(one.step), number(one.norm), f"{number(one.factor)}×", after[one.loss_rose]] for one in largest]
+    head = ["step", "norm", "of the median before", "loss afterwards"]
+    return f"<{level}>The largest spikes</{level}>\n" + _table(f"{title}: the largest spikes", head, rows)
 
 
 def _comparison(runs: dict[str, Facts]) -> str:
-    head = "".join(f'<th scope="col">{one}</th>' for one in ("run", "norms", "median", "90%", "largest", "clipped"))
-    rows = "".join(
-        f'<tr><th scope="row">{escape(name)}</th><td>{len(facts.run)}</td><td>{number(facts.median)}</td>'
-        f"<td>{number(facts.quantile(0.1))}</td><td>{number(facts.largest)}</td><td>{percent(facts.clip_fraction)}</td></tr>"
+    rows = [
+        [
+            escape(name),
+            str(len(facts.run)),
+            *map(number, (facts.median, facts.quantile(0.1), facts.largest)),
+            percent(facts.clip_fraction),
+        ]
         for name, facts in runs.items()
-    )
-    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>\n'
+    ]
+    return _table("the runs side by side", ["run", "norms", "median", "90%", "largest", "clipped"], rows)
 
 
 def _drawing(facts: Facts) -> dict[str, Any]:
-    """The numbers that the page draws: as many as a screen can show, and of the norms enough for a share to 0.1%."""
+    """The numbers that the page draws: as many as a screen can show, and of the norms enough for a share to 0.01%."""
     norms = np.sort(facts.norms[facts.norms > 0])
     low, high = float(norms[0]), float(norms[-1])
     low = max(low, float(np.quantile(norms, 0.01)) / 10)  # a few tiny norms would leave no room for all others
@@ -138,14 +146,12 @@ def _drawing(facts: Facts) -> dict[str, Any]:
         if part.size:
             least, middle, most = np.quantile(np.clip(part, low, high), (0, 0.5, 1))
             points.append([int(facts.steps[places[len(places) // 2]]), *map(_short, (least, middle, most))])
-    zeros = int((facts.norms == 0).sum())
     everything = np.sort(facts.norms)
     sketch = everything if len(everything) <= QUANTILES else np.quantile(everything, np.linspace(0, 1, QUANTILES))
     counts, _ = np.histogram(np.log(np.clip(norms, low, high)), BOXES, (np.log(low), np.log(high)))
     wrong = facts.steps[~facts.finite]
     return {
         "count": facts.norms.size,
-        "zeros": zeros,
         "first": int(facts.steps[0]),
         "last": int(facts.steps[-1]),
         "low": low,
@@ -167,7 +173,7 @@ def _short(norm: Any) -> float:
 def _ticks(low: float, high: float) -> list[float]:
     """Powers of ten, at most eight; with 2 and 5 between them where there are few."""
     exponents = range(floor(log10(low)), floor(log10(high)) + 1)
-    digits = (1, 2, 5) if log10(high / low) < 2.5 else (1,)
+    digits = (1, 2, 5) if log10(high / low) < 3 else (1,)
     every = 1 + len(exponents) // 8
     ticks = [float(f"{digit}e{exponent}") for exponent in exponents[::every] for digit in digits]
     return [tick for tick in ticks if low <= tick <= high]

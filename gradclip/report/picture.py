@@ -15,7 +15,8 @@ LEVELS = " ▁▂▃▄▅▆▇█"
 def picture(facts: Facts, width: int = 80, height: int = 14, colour: bool = False) -> str:
     """The picture, in lines of at most `width` characters, without a line break at the end.
 
-    Every column is a stretch of the run: a dot at its median norm, a bar from its smallest to its largest.
+    Every column is a stretch of the run: a dot at its median norm, a bar over nine tenths of its norms, and a point at
+    its largest.
     """
     shown = facts.finite & (facts.all > 0)
     if not shown.any():
@@ -35,10 +36,13 @@ def picture(facts: Facts, width: int = 80, height: int = 14, colour: bool = Fals
     for column, places in enumerate(stretches):
         norms = facts.all[places][shown[places]]
         if norms.size:
-            top, middle, bottom = (row(float(np.quantile(norms, q))) for q in (1, 0.5, 0))
-            for r in range(top, bottom + 1):
+            most, top, middle, bottom = (row(float(np.quantile(norms, q))) for q in (1, 0.95, 0.5, 0.05))
+            for r in {most, *range(top, bottom + 1)}:
                 above = at is not None and (r < at or (r == at == middle and facts.clipped[places].mean() > 0.5))
-                cells[r][wide * column] = "•" if r == middle else "│", CLIPPED if above or facts.max_norm < low else ""
+                cells[r][wide * column] = (
+                    "•" if r == middle else "│" if r >= top else "·",
+                    CLIPPED if above or facts.max_norm < low else "",
+                )
         if not facts.finite[places].all():
             cells[0][wide * column] = "×", LOST
     labels = _labels(low, high, row, at, facts.max_norm)

@@ -86,9 +86,9 @@ def _after_spikes(f: Facts) -> str:
     rose, of = f.rose
     if not of:
         return "The log has no losses around them, so what they did is not known."
-    told = f"After {rose} of {of} the loss was higher than before; after any step it is in {percent(f.base_rate)}."
     if of < 10:
-        return f"{told} That is too few to compare."
+        return f"After {rose} of {of} the loss was higher than before: too few to say more."
+    told = f"After {rose} of {of} the loss was higher than before; after any step it is in {percent(f.base_rate)}."
     return f"{told} That is {'more often than' if f.rose_by_chance < 0.01 else 'no more often than'} chance gives."
 
 
@@ -144,8 +144,8 @@ RULES: tuple[Rule, ...] = (
             f"clipping to {number(f.largest)}."
         ),
         lambda f: (
-            "Log the norm from before clipping; the clipping functions of PyTorch, optax's chain aside, "
-            "TensorFlow and gradclip return it. Until then, only this much is known: at least "
+            "Log the norm from before clipping; the clipping functions of PyTorch, TensorFlow and "
+            "gradclip return it. Until then, only this much is known: at least "
             f"{percent(f.at_top)} of these steps were clipped."
         ),
         "Norms before clipping thin out towards their largest; after clipping, all that were above the threshold "
@@ -417,7 +417,7 @@ RULES: tuple[Rule, ...] = (
         lambda f: _clips(f, BRAKE, NORMALISER),
         lambda f: (
             f"{_threshold(f)} clips {percent(f.clip_fraction)} of the norms, by a median factor of "
-            f"{number(f.factor)}: more than half, so that it sets the length of most steps."
+            f"{number(f.factor)}: more than half, so that it sets the length of most gradients."
         ),
         _set_length,
         "Where more than half of the steps are clipped, the playbook lowers the learning rate instead. Adam cancels a "
