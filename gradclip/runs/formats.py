@@ -161,7 +161,7 @@ def _events(path: Path, key: str | None, beside: Beside) -> Rows:
 COLOUR = re.compile(r"\x1b\[[\d;]*m")
 VALUE = r"""([^\s,;|:'"})\]]+)"""
 WORDS = (
-    r"(?<![\w/.])((?:\w+/)*(?:global_step|step|iteration|iter|epoch|train_loss|loss|learning_rate|lr|loss_scale|"
+    r"(?i)(?<![\w/.])((?:\w+/)*(?:global_step|step|iteration|iter|epoch|train_loss|loss|learning_rate|lr|loss_scale|"
     r"(?:\w+_)?grad(?:ient)?[_ ]?norm\w*|gnorm|norm))[\"']?\s*[:=]?\s*[\"']?"
 ) + VALUE
 # What a log says of its settings, on other lines: clip_grad = 1.0, "max_grad_norm": 1.0, clip_grad=dict(max_norm=35, …)
@@ -206,7 +206,8 @@ class Text:
 
     def recognise(self, line: str, key: str | None) -> bool:
         """Whether a line is a row of this kind that has a norm."""
-        row = self.with_key(key).row(line) if re.search(self.marks, line) else BROKEN
+        text = self.with_key(key)
+        row = text.row(line) if re.search(text.marks, line) else BROKEN
         return row is not BROKEN and any(name == key or is_norm(plain(name)) for name in row)
 
     def read(self, path: Path, key: str | None, beside: Beside) -> Rows:
@@ -215,22 +216,21 @@ class Text:
         for where, line in streams.lines(path):
             if "\x1b" in line:
                 line = COLOUR.sub("", line)
-            if re.search(self.marks, line):
-                yield where, text.row(line)
-                continue
             if beside.max_norm is None and (found := SETTING.search(line)):
                 beside.max_norm = float(found[1])
+            if re.search(text.marks, line):
+                yield where, text.row(line)
+                continue
             if beside.optimizer is None and (found := OPTIMIZER.search(line)):
                 beside.optimizer = found[1].lower()
             beside.skipped += SKIPPED.search(line) is not None
 
     def with_key(self, key: str | None) -> "Text":
         """The same, finding the name that the reader gave among the words."""
-        return (
-            replace(self, pairs=WORDS.replace("|norm)", f"|norm|{re.escape(key)})"))
-            if key and self.pairs == WORDS
-            else self
-        )
+        if not key or self.pairs != WORDS:
+            return self
+        name = re.escape(key)
+        return replace(self, marks=f"{self.marks}|{name}", pairs=WORDS.replace("|norm)", f"|norm|{name})"))
 
 
 ESPNET = re.compile(r"epoch:train:.*\bgrad_norm=[^,]+, clip=([\d.]+)")
