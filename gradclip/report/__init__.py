@@ -15,7 +15,7 @@ import numpy as np
 from ..history import NormHistory
 from ..runs import LogError, read
 from .facts import Facts
-from .picture import picture
+from .picture import draw
 from .verdict import Finding, counted, judge, number
 
 SHARES = (0.01, 0.05, 0.1, 0.5)  # of the norms, that the thresholds proposed would clip
@@ -108,7 +108,7 @@ def _print(runs: dict[str, Facts], found: dict[str, list[Finding]], why: bool) -
 def in_words(facts: Facts, findings: Sequence[Finding], colour: bool = False, why: bool = False) -> str:
     """The report on one run: what was read, the picture, the verdict, the thresholds, the spikes."""
     run = facts.run
-    blocks = [_wrapped(heading(facts)), picture(facts, colour=colour)]
+    blocks = [_wrapped(heading(facts)), draw(facts, colour=colour)]
     blocks.append("\n".join(_finding(one, colour, why) for one in findings))
     blocks += [thresholds(facts), spikes(facts)] if trusted(findings) and facts.norms.size else []
     blocks += ["\n".join(_wrapped(note) for note in run.notes)]

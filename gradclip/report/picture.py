@@ -12,7 +12,7 @@ CLIPPED, LOST, PLAIN = "\x1b[36m", "\x1b[31m", "\x1b[0m"  # cyan, red
 LEVELS = " ▁▂▃▄▅▆▇█"
 
 
-def picture(facts: Facts, width: int = 80, height: int = 14, colour: bool = False) -> str:
+def draw(facts: Facts, width: int = 80, height: int = 14, colour: bool = False) -> str:
     """The picture, in lines of at most `width` characters, without a line break at the end.
 
     Every column is a stretch of the run: a dot at its median norm, a bar over nine tenths of its norms, and a point at
@@ -51,6 +51,7 @@ def picture(facts: Facts, width: int = 80, height: int = 14, colour: bool = Fals
         for r in range(height)
     ]
     first, last = f"step {facts.steps[0]}", str(facts.steps[-1])
+    last = last if facts.count > 1 and columns > len(first + last) else ""
     lines.append(" " * 8 + "└" + "─" * columns)
     lines.append(" " * 9 + first + last.rjust(max(0, columns - len(first))))
     if facts.clip_fraction:

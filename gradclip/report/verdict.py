@@ -107,11 +107,9 @@ def _unscaled(f: Facts) -> bool:
 
 
 def _threshold(f: Facts) -> str:
-    said = {"argument": "", "log": ", which the log names", "assumed": ", assumed here since most trainers have it"}
-    moving = f.count and f.limits.min() != f.limits.max()
-    return (
-        f"The threshold{', a median of' if moving else ''} {number(f.max_norm)}{said.get(f.run.max_norm_source, '')},"
-    )
+    said = {"log": ", which the log names,", "assumed": ", assumed here since most trainers have it,"}
+    moving = ", a median of" if f.limits.min() != f.limits.max() else ""
+    return f"The threshold{moving} {number(f.max_norm)}{said.get(f.run.max_norm_source, ',' if moving else '')}"
 
 
 def _clips(f: Facts, above: float, at_most: float) -> bool:
@@ -500,7 +498,7 @@ RULES: tuple[Rule, ...] = (
         "largest first",
         "run",
         "note",
-        lambda f: f.norms.size >= FEW and f.largest_at < 0.1 and f.largest > 3 * f.median > 0,
+        lambda f: f.norms.size >= FEW and not f.drift and f.largest_at < 0.1 and f.largest > 3 * f.median > 0,
         lambda f: f"The largest norm, {number(f.largest)}, falls in the first tenth of the run, as it often does.",
         lambda f: "Choose the threshold by what comes after the warm-up.",
         "So it is in 25 of 55 public runs.",
