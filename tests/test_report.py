@@ -35,7 +35,7 @@ def run_of(norms, max_norm=1.0, losses=None, steps=None, source="argument", **mo
     run.norms, run.max_norms = [float(x) for x in norms], [float(x) for x in np.broadcast_to(max_norm, count)]
     run.steps = list(range(count)) if steps is None else list(steps)
     run.losses = [NAN] * count if losses is None else [float(x) for x in losses]
-    run.learning_rates, run.loss_scales = [NAN] * count, [NAN] * count
+    run.learning_rates = [NAN] * count
     run.path, run.format, run.key, run.max_norm_source, run.rows = "log", "CSV", "grad_norm", source, count
     for name, value in more.items():
         setattr(run, name, value)

@@ -320,9 +320,10 @@ def test_several_norms_of_a_step_are_kept_and_told(written):
 @given(st.lists(st.integers(0, 20), min_size=1, max_size=40))
 @settings(deadline=None)
 def test_no_norm_is_lost_without_being_counted(steps):
-    run, numbers = runs.Run(), {name: np.full(len(steps), NAN) for name in ("norm", *columns.OTHERS)}
-    numbers["step"], numbers["norm"] = np.array(steps, float), np.arange(len(steps)) + 1.0
-    runs._fill(run, numbers, runs.Beside(), None)
+    run, series = runs.Run(), columns.Series(0, "")
+    for norm, step in enumerate(steps):
+        series.append(norm, {"step": step})
+    runs._fill(run, series, runs.Beside(), None)
     assert len(run) + run.superseded + sum(run.other_runs) == len(steps)
     assert run.steps == sorted(run.steps)
     assert len(run) > 0

@@ -206,13 +206,15 @@ class Facts:
     @cached_property
     def scale(self) -> float:
         """The median loss scale, NaN where the log has none."""
-        scales = np.array(self.run.loss_scales)[self.finite]
+        scales = np.array(self.run.loss_scales)
         scales = scales[np.isfinite(scales)]
         return float(np.median(scales)) if scales.size else nan
 
     @cached_property
     def follows_scale(self) -> bool:
         """Whether the norm changes by the factor by which the loss scale does, each time."""
+        if not self.run.loss_scales:
+            return False
         scales = np.array(self.run.loss_scales)[self.finite]
         changes = np.flatnonzero(np.diff(scales) != 0) + 1
         edges = [0, *changes.tolist(), len(scales)]

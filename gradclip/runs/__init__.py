@@ -1,7 +1,7 @@
 """Logs of runs, of whatever program wrote them, as a `NormHistory`."""
 
 import os
-from math import inf
+from math import inf, nan
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ class Run(NormHistory):
     optimizer : str
         As the log names it, in lower case; ``""`` where it does not.
     loss_scales : list of float
-        The loss scale of each step; NaN where the log has none.
+        The loss scale of each step; empty where the log has none.
     averaged : str
         Why each norm is the mean of several steps; ``""`` where it is that of one.
     rows, bad_rows, first_bad : int
@@ -58,7 +58,7 @@ def read(path: "str | os.PathLike[str]", *, key: str | None = None, max_norm: An
     The format is recognised by the content: a Trainer's ``trainer_state.json`` and the dicts it prints, JSON lines,
     CSV, TensorBoard's event files (with the package tensorboard), RLlib's ``result.json`` and ``progress.csv``, and
     text as Megatron-LM, torchtitan, nanoGPT, fairseq, mmengine and LeRobot print it. Files of any size are read as a
-    stream; what stays in memory is the numbers, about 150 bytes a step.
+    stream; what stays in memory is the numbers, about 200 bytes a step.
 
     Parameters
     ----------
@@ -108,7 +108,8 @@ def read(path: "str | os.PathLike[str]", *, key: str | None = None, max_norm: An
     run.averaged = kind.averaged or (series.averaged and f"{run.key!r} {series.averaged}")
     run.optimizer, run.skipped = beside.optimizer or "", beside.skipped + columns.skipped
     run.rows = len(series) + columns.without
-    _fill(run, {name: np.frombuffer(values) for name, values in series.numbers.items()}, beside, max_norm)
+    columns.series.clear()  # of a long log, the other columns take memory
+    _fill(run, series, beside, max_norm)
     return run
 
 
@@ -136,14 +137,14 @@ def _the_norm(columns: Columns, run: Run) -> tuple[str, Series]:
     return names[0], usable[names[0]]
 
 
-def _fill(run: Run, numbers: dict[str, Any], beside: Beside, max_norm: float | None) -> None:
+def _fill(run: Run, series: Series, beside: Beside, max_norm: float | None) -> None:
     """Put the numbers into the record, each step once and of one run only."""
-    steps, epochs = numbers["step"], numbers["epoch"]
-    count = len(steps)
-    order = epochs if np.isnan(steps).any() else steps
+    count = len(series)
+    steps, epochs, logged = (_numbers(series, role) for role in ("step", "epoch", "max_norm"))
     kept = np.ones(count, bool)
+    order = steps
     if np.isnan(steps).any():
-        steps = np.arange(count, dtype=float)
+        order, steps = epochs, np.arange(count, dtype=float)
         run.notes.append("The log does not number its steps: they are counted from 0.")
     if not np.isnan(order).any():
         back = np.flatnonzero(order[1:] < order[:-1]) + 1
@@ -156,21 +157,23 @@ def _fill(run: Run, numbers: dict[str, Any], beside: Beside, max_norm: float | N
             run.superseded = count - sum(run.other_runs) - int(kept.sum())
     if order is steps and count > 1 and np.mean(steps[1:] == steps[:-1]) > 0.1:
         run.notes.append("Some steps have several norms: of several processes, or of steps that the log rounds.")
-    if beside.max_norm == 0:  # which trainers take for no threshold
-        beside.max_norm = inf
-    if max_norm is not None:
-        run.max_norm_source, limits = "argument", np.full(count, max_norm)
-    elif (logged := numbers["max_norm"] >= 0).any():
-        run.max_norm_source, limits = "log", np.where(logged, numbers["max_norm"], inf)
-    else:
-        run.max_norm_source = "" if beside.max_norm is None else "log"
-        limits = np.full(count, inf if beside.max_norm is None else beside.max_norm)
-    run.norms = numbers["norm"][kept].tolist()
-    run.max_norms = limits[kept].tolist()
-    run.steps = [int(step) for step in steps[kept]]
-    run.losses = numbers["loss"][kept].tolist()
-    run.learning_rates = numbers["learning_rate"][kept].tolist()
-    run.loss_scales = numbers["loss_scale"][kept].tolist()
+    limit = max_norm if max_norm is not None else beside.max_norm
+    run.max_norm_source = "argument" if max_norm is not None else "" if limit is None else "log"
+    if limit == 0 and max_norm is None:  # trainers take 0 for no threshold
+        limit = inf
+    run.max_norms = [inf if limit is None else limit] * int(kept.sum())
+    if max_norm is None and (logged >= 0).any():
+        run.max_norm_source, run.max_norms = "log", np.where(logged >= 0, logged, inf)[kept].tolist()
+    run.steps = steps[kept].astype(int).tolist()
+    run.norms = _numbers(series, "norm")[kept].tolist()
+    run.losses = _numbers(series, "loss")[kept].tolist()
+    run.learning_rates = _numbers(series, "learning_rate")[kept].tolist()
+    run.loss_scales = _numbers(series, "loss_scale")[kept].tolist() if "loss_scale" in series.beside else []
+
+
+def _numbers(series: Series, role: str) -> Any:
+    values = series.norms if role == "norm" else series.beside.get(role)
+    return np.full(len(series), nan) if values is None else np.frombuffer(values)
 
 
 def _longest_run(run: Run, order: Any, back: Any) -> Any:

@@ -37,16 +37,26 @@ RANKS = {name: (role, rank) for role, names in OTHERS.items() for rank, name in 
 EVALUATION = re.compile(r"(?:^|[/_])(?:eval|evaluation|val|valid|validation|test|dev)(?:[/_]|$)")
 
 
-@dataclass
 class Series:
-    """The norms of one column, with what the log has beside them."""
+    """The norms of one column, and what the log has beside them: eight bytes a number, and none for what it lacks."""
 
-    numbers: dict[str, "array[float]"] = field(default_factory=lambda: {name: array("d") for name in ("norm", *OTHERS)})
-    averaged: str = ""  # why a threshold cannot be judged by it, where its name says so
-    rank: int = 0
+    def __init__(self, rank: int, averaged: str) -> None:
+        self.rank, self.averaged = rank, averaged  # why a threshold cannot be judged by it, where its name says so
+        self.norms = array("d")
+        self.beside: dict[str, array[float]] = {}
+
+    def append(self, norm: float, others: Mapping[str, float]) -> None:
+        """Add a norm, and what stands beside it."""
+        self.norms.append(norm)
+        for role, values in self.beside.items():
+            values.append(others.get(role, nan))
+        for role in others:
+            if role not in self.beside:
+                self.beside[role] = array("d", [nan]) * len(self.norms)
+                self.beside[role][-1] = others[role]
 
     def __len__(self) -> int:
-        return len(self.numbers["norm"])
+        return len(self.norms)
 
 
 @dataclass
@@ -59,19 +69,17 @@ class Columns:
     without: int = 0  # rows that have no norm
     skipped: int = 0
     _roles: dict[str, tuple[str, int, str]] = field(default_factory=dict)
-    _beside: dict[str, tuple[float, float]] = field(default_factory=dict)
+    _alone: dict[str, tuple[float, float]] = field(default_factory=dict)  # what stood in rows of its own: step, value
 
     def add(self, row: Mapping[str, Any]) -> bool:
         """Take a row, and say whether every norm in it is one."""
         norms, others, ranks = [], dict[str, float](), dict[str, int]()
         whole = True
         for name, text in row.items():
-            if text is None or text == "":
-                continue
             role, rank, _ = self._roles.get(name) or self._learn(name)
-            if not role or rank >= ranks.get(role, 1000):
+            if not role or text is None or text == "" or rank >= ranks.get(role, 1000):
                 continue
-            value = number(text, role)
+            value = text if type(text) is float else number(text, role)
             if role == "norm":
                 if value is None or value < 0:
                     whole = False
@@ -79,17 +87,39 @@ class Columns:
                     norms.append((name, value))
             elif value is not None:
                 others[role], ranks[role] = value, rank
-        self.skipped += int(others.get("skipped", 0))
-        self._join(others)
+        if "skipped" in others:
+            self.skipped += int(others.pop("skipped"))
+        if norms:
+            self._complete(others)
+        elif whole:
+            self.without += 1
+            self._keep(others)
         for name, value in norms:
-            series = self.series.get(name)
-            if series is None:
-                _, rank, averaged = self._roles[name]
-                series = self.series[name] = Series(rank=rank, averaged=averaged)
-            for role, values in series.numbers.items():
-                values.append(value if role == "norm" else others.get(role, nan))
-        self.without += whole and not norms
+            if name not in self.series:
+                self.series[name] = Series(*self._roles[name][1:])
+            self.series[name].append(value, others)
         return whole
+
+    # CSV and TensorBoard write each metric in a row of its own: rows of the same step belong together.
+
+    def _complete(self, others: dict[str, float]) -> None:
+        """Add to a row with a norm what other rows have said of its step."""
+        for role, (step, value) in self._alone.items():
+            if step == others.get("step"):
+                others.setdefault(role, value)
+
+    def _keep(self, others: dict[str, float]) -> None:
+        """Add what a row without a norm says to the norms of its step, before it and after it."""
+        step = others.pop("step", None)
+        if step is None:
+            return
+        for role, value in others.items():
+            self._alone[role] = step, value
+            for series in self.series.values():
+                if "step" in series.beside and series.beside["step"][-1] == step:
+                    values = series.beside.setdefault(role, array("d", [nan]) * len(series))
+                    if isnan(values[-1]):
+                        values[-1] = value
 
     def _learn(self, name: str) -> tuple[str, int, str]:
         role = self._roles[name] = self._role(name)
@@ -114,21 +144,6 @@ class Columns:
                 # "norm" alone says least, a name within a group less than one that stands alone
                 return "norm", rank + 2 * (part == "norm"), misleading(part)
         return "", 0, ""
-
-    def _join(self, others: dict[str, float]) -> None:
-        """Rows of the same step belong together: CSV and TensorBoard write each metric in a row of its own."""
-        step = others.get("step")
-        if step is None:
-            return
-        for role in ("loss", "learning_rate", "loss_scale", "epoch"):
-            if role in others:
-                self._beside[role] = step, others[role]
-                for series in self.series.values():
-                    numbers = series.numbers
-                    if numbers["step"][-1] == step and isnan(numbers[role][-1]):
-                        numbers[role][-1] = others[role]
-            elif (known := self._beside.get(role)) and known[0] == step:
-                others[role] = known[1]
 
 
 def is_norm(part: str) -> bool:

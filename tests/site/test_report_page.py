@@ -39,7 +39,7 @@ def opened(browser, page_file):
         page.on("console", lambda message: page.errors.append(message.text) if message.type == "error" else None)
         page.on("pageerror", lambda error: page.errors.append(str(error)))
         page.goto(page_file.as_uri())
-        page.wait_for_selector("#run-1 svg path")
+        page.wait_for_selector("#run-1 svg path", state="attached")
         return page
 
     yield opening
@@ -68,7 +68,7 @@ def test_the_threshold_moves_by_keys_buttons_and_in_the_picture(opened):
         """The share clipped as the page says it, which the picture's text alternative says too."""
         assert said.inner_text() in drawing.get_attribute("aria-label")
         assert said.inner_text() in slider.get_attribute("aria-valuetext")
-        return re.search(r"clips (.+?) of 2999 norms|clips (none)", said.inner_text()).group(1)
+        return re.search(r"clips (.+?) of 2999 norms", said.inner_text())[1]
 
     assert share() == "1%"
     assert figure.locator("b").inner_text() == "1"
@@ -84,13 +84,14 @@ def test_the_threshold_moves_by_keys_buttons_and_in_the_picture(opened):
     page.keyboard.press("Home")
     assert share() == "100%"
     page.keyboard.press("End")
-    assert share() is None
+    assert share() == "none"
+    drawing.scroll_into_view_if_needed()
     box = drawing.bounding_box()
     page.mouse.move(box["x"] + 200, box["y"] + 60)
     page.mouse.down()
     page.mouse.move(box["x"] + 200, box["y"] + 0.6 * box["height"], steps=3)
     page.mouse.up()
-    assert share() is not None
+    assert share() not in ("none", "100%")
     assert page.errors == []
 
 
