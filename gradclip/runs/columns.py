@@ -179,6 +179,8 @@ def number(text: Any, role: str) -> float | None:
 
 def flat(nested: Mapping[str, Any], path: str = "") -> dict[str, Any]:
     """The entries of nested dicts, each by its path, as ``info/learner/grad_gnorm``."""
+    if not path and dict not in map(type, nested.values()):
+        return dict(nested)
     found = dict[str, Any]()
     for name, value in nested.items():
         if isinstance(value, dict):
