@@ -153,6 +153,14 @@ def test_healthy_runs_raise_no_alarm(seed, level):
     assert found.keys() <= {"safety net", "never clips", "largest first", "spikes"}
 
 
+@pytest.mark.parametrize("spread", [0.02, 0.1, 0.2])
+@pytest.mark.parametrize(("level", "digits"), [(0.4, 1), (0.05, 3), (0.012, 3), (0.08, 2), (0.6, 2)])
+def test_norms_that_a_log_rounds_are_not_taken_for_clipped_ones(spread, level, digits):
+    for seed in range(5):
+        found = findings(run_of(noisy(level, 300, spread, seed).round(digits)))
+        assert found.keys() <= {"safety net", "never clips", "spikes", "some zeros"}
+
+
 def test_what_is_wrong_comes_first_and_silences_what_would_judge_it():
     order = [one.name for one in judge(Facts(run_of(np.where(np.arange(400) < 300, STEADY, NAN), bad_rows=1)))]
     assert order == ["lost", "bad rows", "safety net"]

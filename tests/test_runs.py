@@ -191,6 +191,7 @@ QUIRKS = {
     "other keys first and last": (trainer({"step": 1, "grad_norm": 1.5}, best_metric=None, zeros=[0] * 9), [1.5]),
     "a bare array of rows": ('[\n{"step": 1, "grad_norm": 1},\n{"step": 2, "grad_norm": 2}\n]', [1, 2]),
     "numbers as texts": ('{"step": "1", "grad_norm": "3.62E-06"}\n{"step": "2", "grad_norm": "inf"}\n', [3.62e-6, INF]),
+    "a first line about the run": ('{"seed": 0, "config": "x"}\n' + lines([1, 2]), [1, 2]),
     "a byte order mark": ("\ufeff" + lines([1, 2]), [1, 2]),
     "UTF-16, as PowerShell's > writes it": (lines([1, 2]).encode("utf-16"), [1, 2]),
     "Windows' line ends": (lines([1, 2]).replace("\n", "\r\n"), [1, 2]),
@@ -247,6 +248,7 @@ def test_quirk(written, quirk):
         ("optimizer_config = dict(grad_clip=dict(max_norm=35, norm_type=2))\n", 35),
         ("'max_grad_norm': 0.3,\n", 0.3),
         ('"gradient_clipping": 1e-1,\n', 0.1),
+        ("fairseq-train data --clip-norm 0.1 --lr 1\n", 0.1),
         ("Overriding: grad_clip = 1\n", 1),
         ("max_grad_norm=0.0, seed=1\n", INF),  # trainers take 0 for none
         ("grad_clip_percentile = 10\n", INF),
@@ -255,6 +257,11 @@ def test_quirk(written, quirk):
 )
 def test_the_threshold_in_a_line_of_settings(written, text, max_norm):
     assert set(runs.read(written(text + "step 1 loss 2 grad_norm 0.7\n")).max_norms) == {max_norm}
+
+
+def test_an_evaluations_loss_is_not_the_runs(written):
+    run = runs.read(written('{"step": 1, "grad_norm": 0.5, "val/loss": 9, "eval_loss": 8, "lr": 0.1}\n'))
+    assert (str(run.losses), run.learning_rates) == ("[nan]", [0.1])
 
 
 def test_the_threshold_given_is_the_one_that_counts(logs):
@@ -336,6 +343,7 @@ def test_no_norm_is_lost_without_being_counted(steps):
     ("content", "norms", "bad", "first"),
     [
         (lines([1, 2]) + '{"step": 3, "grad_no', [1, 2], 1, 3),
+        ('{"step": 0, "grad' + "\n" + lines([1, 2]), [1, 2], 1, 1),
         ('{"step": 1, "grad_norm": 1}\n[1, 2]\nnonsense\n' + lines([4]), [1, 4], 2, 2),
         ('{"step": 1, "grad_norm": 1}\n{"step": 2, "grad_norm": -1}\n', [1], 1, 2),
         ('{"step": 1, "grad_norm": 1}\n{"step": 2, "grad_norm": "n/a"}\n', [1], 1, 2),

@@ -189,8 +189,14 @@ class Facts:
         at_limit = self.max_norm < inf and abs(self.largest / self.max_norm - 1) < 1e-4 if self.max_norm else False
         if at_limit and (ratio > 0.999).sum() >= 3:
             return float(np.mean(ratio > 0.999))
-        top, below = float(np.mean(ratio > 0.999)), float(np.mean((ratio > 0.97) & (ratio <= 0.999)))
-        return top if top >= 0.05 and top * self.norms.size >= 5 and top > 3 * below else 0.0
+        top, rest = int((ratio > 0.999).sum()), ratio[ratio <= 0.999]
+        # Of norms that the log rounds to some decimals, many may equal the largest: then as many equal the next one, or
+        # the decimals are too few to tell.
+        decimals = next((d for d in range(7) if (self.norms == self.norms.round(d)).all()), 7)
+        if 10.0**-decimals > 0.03 * self.largest:
+            return 0.0
+        below = max(int((rest > 0.97).sum()), int((rest == rest.max()).sum())) if rest.size else 0
+        return top / ratio.size if top >= max(5, 0.05 * ratio.size) and top > 3 * below else 0.0
 
     @cached_property
     def bfloat16(self) -> bool:

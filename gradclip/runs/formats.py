@@ -1,5 +1,6 @@
 """The formats of logs: how each is recognised, by its content, and how its rows are read."""
 
+import contextlib
 import csv
 import json
 import re
@@ -57,13 +58,16 @@ class Format:
 LOG_HISTORY = re.compile(r'"log_history"\s*:\s*\[')
 
 
-def _first_json_line(head: str) -> dict[str, Any]:
-    """The first line, where it is an entry of JSON lines; {} where it is not."""
-    try:
-        row = json.loads(head.lstrip().partition("\n")[0])
-    except ValueError:
-        return {}
-    return row if isinstance(row, dict) and "log_history" not in row else {}
+def _json_keys(head: str) -> set[str]:
+    """The keys of the first rows, where these are JSON lines; none where they are not."""
+    keys = set[str]()
+    if head.lstrip().startswith("{"):
+        for line in head.lstrip().split("\n", 20)[:20]:
+            with contextlib.suppress(ValueError, RecursionError):  # of a line that is cut off
+                row = json.loads(line)
+                # The last line of ms-swift holds all others once more; a Trainer's state may be a single line.
+                keys |= row.keys() if isinstance(row, dict) and "log_history" not in row else set()
+    return keys
 
 
 def _json_lines(path: Path, key: str | None, beside: Beside) -> Rows:
@@ -166,8 +170,9 @@ WORDS = (
 ) + VALUE
 # What a log says of its settings, on other lines: clip_grad = 1.0, "max_grad_norm": 1.0, clip_grad=dict(max_norm=35, …)
 SETTING = re.compile(
-    r"\b(?:max_grad_norm|clip_grad_norm|grad_clip_norm|grad_norm_clip|clip_grad|grad_clip|clip_norm|gradient_clipping|"
-    r"gradient_clip_val)['\"]?[\s.:=]+(?:dict\(\s*max_norm\s*=\s*)?(\d+(?:\.\d+)?(?:e-?\d+)?)(?![\w.])"
+    r"\b(?:max[-_]grad[-_]norm|clip[-_]grad[-_]norm|grad[-_]clip[-_]norm|grad[-_]norm[-_]clip|clip[-_]grad|grad[-_]clip|"
+    r"clip[-_]norm|gradient[-_]clipping|gradient[-_]clip[-_]val)['\"]?[\s.:=]+(?:dict\(\s*max_norm\s*=\s*)?"
+    r"(\d+(?:\.\d+)?(?:e-?\d+)?)(?![\w.])"
 )
 OPTIMIZER = re.compile(
     r"\boptim(?:izer)?(?:_name|_type)?['\"]?[\s.:=]+"
@@ -280,14 +285,14 @@ def plain(name: str) -> str:
 # The table ------------------------------------------------------------------------------------------------------------
 
 FORMATS = (
-    Format("RLlib's result.json", lambda head: "training_iteration" in _first_json_line(head), _json_lines),
+    Format("RLlib's result.json", lambda head: "training_iteration" in _json_keys(head), _json_lines),
     Format(
         "mmengine's scalars.json",
-        lambda head: "data_time" in _first_json_line(head),
+        lambda head: "data_time" in _json_keys(head),
         _json_lines,
         "mmengine logs the mean of the last 10 steps, unless log_processor says otherwise",
     ),
-    Format("JSON lines", lambda head: bool(_first_json_line(head)), _json_lines),
+    Format("JSON lines", lambda head: bool(_json_keys(head)), _json_lines),
     Format(
         "Trainer state",
         lambda head: head.lstrip().startswith("{") and LOG_HISTORY.search(head) is not None,
