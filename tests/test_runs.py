@@ -298,6 +298,16 @@ def test_a_resumed_run_has_each_step_once(written):
     assert run.rows == len(run) + run.superseded
 
 
+def test_a_resumed_run_whose_steps_the_log_rounds_keeps_its_norms(written):
+    run = runs.read(written(lines([1, 2, 3, 4, 5, 6, 7], [0, 1000, 1000, 2000, 1000, 1000, 2000])))
+    assert (run.steps, run.norms, run.superseded) == ([0, 1000, 1000, 2000], [1, 5, 6, 7], 3)
+
+
+def test_of_a_name_that_comes_twice_in_a_line_the_first_counts(written):
+    run = runs.read(written("step 1: train loss 2.5, val loss 9.0, norm 0.5\n"))
+    assert (run.norms, run.losses) == ([0.5], [2.5])
+
+
 def test_of_several_runs_in_a_file_the_longest_is_read(written):
     content = lines([1] * 20) + lines([2] * 30) + lines([3] * 5)
     run = runs.read(written(content))

@@ -187,9 +187,8 @@ def _longest_run(run: Run, order: Any, back: Any) -> Any:
 
 
 def _not_again(order: Any, kept: Any) -> Any:
-    """Which norms no later piece of the run logs again."""
+    """Which norms no later piece of the run logs again; equal steps that follow each other are of one piece."""
     later = np.where(kept, order, inf)
-    lowest = np.minimum.accumulate(later[::-1])[::-1]  # of this one and all after it
-    after = np.append(lowest[1:], inf)
-    same = np.append(order[1:] == order[:-1], False)  # as of several processes
-    return (order < after) | ((order == after) & same)
+    lowest = np.append(np.minimum.accumulate(later[::-1])[::-1], inf)  # of this one and all after it
+    ends = np.append(np.flatnonzero(order[1:] != order[:-1]), len(order) - 1)
+    return order < lowest[np.repeat(ends, np.diff(ends, prepend=-1)) + 1]
