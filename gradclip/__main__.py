@@ -1,11 +1,11 @@
-"""``python -m gradclip``: versions, frameworks and a self-test, to paste into a report."""
+"""``python -m gradclip``: versions, frameworks and a self-test; with ``report PATH``, what the log of a run says."""
 
 import importlib
 import math
 import os
 import platform
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -95,6 +95,15 @@ def self_test(array: Callable[[Any], Any]) -> list[str]:
     return wrong
 
 
+def report(arguments: Sequence[str]) -> int:
+    """What the log of a run says about its threshold, and the exit code; no framework is imported for that."""
+    from gradclip import report
+
+    return report.main(arguments)
+
+
 if __name__ == "__main__":
+    if sys.argv[1:2] == ["report"]:
+        sys.exit(report(sys.argv[2:]))
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow's log would bury the report
     sys.exit(main())

@@ -1,7 +1,10 @@
 """A record of norms and thresholds: how often a run was clipped, and what to do about it."""
 
+import csv
+import os
+from collections.abc import Mapping
 from math import inf, isfinite, isnan, nan
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
@@ -14,16 +17,30 @@ if TYPE_CHECKING:
 # Okabe and Ito's, which readers with any colour vision can tell apart
 BLUE, VERMILION = "#0072B2", "#D55E00"
 
+# What a state and a CSV file hold of each step, and as which attribute.
+COLUMNS = {
+    "step": "steps",
+    "norm": "norms",
+    "max_norm": "max_norms",
+    "loss": "losses",
+    "learning_rate": "learning_rates",
+}
+OPTIONAL = ("steps", "losses", "learning_rates")
+
 
 class NormHistory:
     """The norm before clipping and the threshold of every step of a run.
 
-    A step counts as clipped where its norm is above its threshold. Steps are counted from 0.
+    A step counts as clipped where its norm is above its threshold. Steps are counted from 0, unless they are given.
 
     Attributes
     ----------
     norms, max_norms : list of float
         What was recorded, one number a step. Norms may be NaN or infinite, thresholds infinite.
+    steps : list of int
+        The number of each step.
+    losses, learning_rates : list of float
+        What was recorded with each norm; NaN where nothing was.
 
     Examples
     --------
@@ -40,11 +57,16 @@ class NormHistory:
     def __init__(self) -> None:
         self.norms: list[float] = []
         self.max_norms: list[float] = []
+        self.steps: list[int] = []
+        self.losses: list[float] = []
+        self.learning_rates: list[float] = []
 
     def __len__(self) -> int:
         return len(self.norms)
 
-    def record(self, norm: Any, max_norm: Any) -> None:
+    def record(
+        self, norm: Any, max_norm: Any, *, step: int | None = None, loss: Any = nan, learning_rate: Any = nan
+    ) -> None:
         """Add a step.
 
         Parameters
@@ -53,17 +75,34 @@ class NormHistory:
             The norm before clipping, of any framework. It is read on the host; on a GPU, that waits for it.
         max_norm : float or 0-d array
             The threshold; ``inf`` where there was none.
+        step : int, optional
+            The number of the step; one more than the last, when None. Give it where not every step is recorded.
+        loss, learning_rate : float or 0-d array, optional
+            The loss and the learning rate of the same step, for `gradclip.report`, which says what the loss did after
+            a spike.
 
         Raises
         ------
         TypeError
             One of them is not a number or a 0-d array of them.
         ValueError
-            One of them is negative, or ``max_norm`` is NaN. Nothing has been recorded then.
+            A norm, threshold or step is negative, or ``max_norm`` is NaN. Nothing has been recorded then.
+
+        Examples
+        --------
+        >>> history = NormHistory()
+        >>> for step in (10, 20):
+        ...     history.record(norm=0.5, max_norm=1.0, step=step, loss=2.25)
+        >>> history.steps, history.losses
+        ([10, 20], [2.25, 2.25])
         """
         norm, max_norm = checks.norm(norm), checks.threshold(max_norm)
-        self.norms.append(norm)
-        self.max_norms.append(max_norm)
+        loss, learning_rate = checks.number(loss, "loss"), checks.number(learning_rate, "learning_rate")
+        if step is None:
+            step = self.steps[-1] + 1 if self.steps else 0
+        step = checks.count(step, "step", 0, "steps are counted from 0")
+        for name, value in zip(COLUMNS, (step, norm, max_norm, loss, learning_rate), strict=True):
+            getattr(self, COLUMNS[name]).append(value)
 
     @property
     def clip_fraction(self) -> float:
@@ -139,7 +178,7 @@ class NormHistory:
         if finite.size:
             median, high, largest = self.quantile(0.5), self.quantile(0.9), float(finite.max())
             first_line += f" Norm: median {median:.3g}, 90th percentile {high:.3g}, largest {largest:.3g}"
-            first_line += f" (step {self.norms.index(largest)})."
+            first_line += f" (step {self.steps[self.norms.index(largest)]})."
         lines = [first_line, self._say_clipped(), self._say_trend(), self._say_nonfinite()]
         return "\n".join(filter(None, lines))
 
@@ -170,7 +209,7 @@ class NormHistory:
 
             _, ax = plt.subplots()
         norms, max_norms, clipped = np.array(self.norms), np.array(self.max_norms), self._clipped()
-        steps = np.arange(len(self))
+        steps = np.array(self.steps)
         heights, limits = _positive_or_gap(norms), _positive_or_gap(max_norms)
         cuts = np.stack([heights, limits, np.full(len(self), nan)], axis=1)[clipped]  # much faster than vlines
         share = f"clipped ({_percent(self.clip_fraction)} of the steps)"
@@ -190,29 +229,120 @@ class NormHistory:
         return ax
 
     def state_dict(self) -> dict[str, Any]:
-        """The record as two lists, ``norms`` and ``max_norms``, for a checkpoint.
+        """The record as lists, ``norms`` and ``max_norms``, for a checkpoint.
 
         A number that is not finite, which JSON has no number for, is there as the text ``"nan"`` or ``"inf"``, which
-        ``float`` reads.
+        ``float`` reads. Steps, losses and learning rates are there as well, where any were given.
         """
-        return {"norms": _encoded(self.norms), "max_norms": _encoded(self.max_norms)}
+        state: dict[str, Any] = {"norms": _encoded(self.norms), "max_norms": _encoded(self.max_norms)}
+        if self.steps != list(range(len(self))):
+            state["steps"] = list(self.steps)
+        for name in ("losses", "learning_rates"):
+            if not all(map(isnan, getattr(self, name))):
+                state[name] = _encoded(getattr(self, name))
+        return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from a state.
+        """Continue from a state, also from one that has no steps, losses or learning rates.
 
         Raises
         ------
         TypeError, ValueError
             This is no state of a `NormHistory`. Nothing has been changed then.
         """
-        norms, max_norms = checks.entries(state, self, "norms", "max_norms")
+        more = {name: state[name] for name in OPTIONAL if name in state} if isinstance(state, dict) else {}
+        needed = {name: state[name] for name in state if name not in more} if more else state
+        norms, max_norms = checks.entries(needed, self, "norms", "max_norms")
         norms = [checks.norm(x, "norms") for x in _decoded(norms, "norms")]
         max_norms = [checks.threshold(x, "max_norms") for x in _decoded(max_norms, "max_norms")]
-        if len(norms) != len(max_norms):
-            raise ValueError(
-                f"norms and max_norms must be as long as each other, got {len(norms)} and {len(max_norms)}"
+        steps = [
+            checks.count(x, "steps", 0, "steps are counted from 0")
+            for x in _decoded(more.get("steps", list(range(len(norms)))), "steps")
+        ]
+        losses, rates = (
+            [checks.number(x, name) for x in _decoded(more.get(name, [nan] * len(norms)), name)]
+            for name in ("losses", "learning_rates")
+        )
+        found = {"max_norms": max_norms, "steps": steps, "losses": losses, "learning_rates": rates}
+        for name, values in found.items():
+            if len(values) != len(norms):
+                raise ValueError(f"norms and {name} must be as long as each other, got {len(norms)} and {len(values)}")
+        self.norms, self.max_norms, self.steps, self.losses, self.learning_rates = norms, *found.values()
+
+    def to_csv(self, path: "str | os.PathLike[str]") -> None:
+        """Write the record as a table: ``step,norm,max_norm``, and ``loss,learning_rate`` where any were given.
+
+        Numbers are written so that reading them gives the same ones. `gradclip.runs.read` takes such a file too.
+        """
+        names = list(COLUMNS)[:3]
+        names += [name for name in list(COLUMNS)[3:] if not all(map(isnan, getattr(self, COLUMNS[name])))]
+        with open(path, "w", newline="", encoding="utf-8") as file:
+            table = csv.writer(file, lineterminator="\n")
+            table.writerow(names)
+            table.writerows(zip(*(getattr(self, COLUMNS[name]) for name in names), strict=True))
+
+    @classmethod
+    def from_csv(cls, path: "str | os.PathLike[str]") -> Self:
+        """Read what `to_csv` wrote; `gradclip.runs.read` takes the tables of others.
+
+        Raises
+        ------
+        ValueError
+            The file is no such table; the message says which line is not.
+        """
+        history = cls()
+        with open(path, newline="", encoding="utf-8") as file:
+            table = csv.DictReader(file)
+            names = table.fieldnames or []
+            if set(list(COLUMNS)[:3]) - set(names) or set(names) - set(COLUMNS):
+                raise ValueError(f"{path} must have the columns {', '.join(COLUMNS)}, got {', '.join(names) or 'none'}")
+            for row in table:
+                try:
+                    numbers = {name: float(row[name]) for name in names if name != "step"}
+                    history.record(**numbers, step=int(row["step"]))
+                except (TypeError, ValueError) as error:
+                    raise ValueError(f"{path}, line {table.line_num}: {error}") from None
+        return history
+
+    @staticmethod
+    def compare(histories: "Mapping[str, NormHistory]") -> str:
+        """The records side by side, as a table with a line for each.
+
+        Parameters
+        ----------
+        histories : dict of str to NormHistory
+            The records, by the names that they have in the table.
+
+        Returns
+        -------
+        str
+            A table: steps, median, 90th percentile and largest of the finite norms, the share of the steps that was
+            clipped, and the median of the last third over that of the first where the norm rose or fell.
+
+        Examples
+        --------
+        >>> calm, wild = NormHistory(), NormHistory()
+        >>> for step in range(30):
+        ...     calm.record(norm=0.5, max_norm=1.0)
+        ...     wild.record(norm=0.5 + step, max_norm=1.0)
+        >>> print(NormHistory.compare({"calm": calm, "wild": wild}))
+        run      steps    median       90%   largest   clipped     drift
+        calm        30       0.5       0.5       0.5        0%         –
+        wild        30        15      26.6      29.5     96.7%       × 5
+        """
+        rows = [["steps", "median", "90%", "largest", "clipped", "drift"]]
+        for history in histories.values():
+            quantiles = [f"{history.quantile(q):.3g}" for q in (0.5, 0.9, 1)]
+            moved = trend(history._finite())
+            ratio = f"× {moved[1] / moved[0]:.3g}" if moved and moved[0] else "–"
+            rows.append(
+                [str(len(history)), *quantiles, _percent(history.clip_fraction).replace("more than", ">"), ratio]
             )
-        self.norms, self.max_norms = norms, max_norms
+        width = max(map(len, ["run", *histories]))
+        names = ["run", *histories]
+        return "\n".join(
+            f"{name:{width}}" + "".join(f"{cell:>10}" for cell in row) for name, row in zip(names, rows, strict=True)
+        )
 
     def _clipped(self) -> Any:
         return np.array(self.norms) > np.array(self.max_norms)  # False for NaN
@@ -244,18 +374,10 @@ class NormHistory:
         return f"Clipped: none. The threshold changed nothing; if the loss spikes, lower it.{start}"
 
     def _say_trend(self) -> str:
-        norms = self._finite()
-        third = len(norms) // 3
-        if third == 0:
+        found = trend(self._finite())
+        if found is None:
             return ""
-        first, last = float(np.quantile(norms[:third], 0.5)), float(np.quantile(norms[-third:], 0.5))
-        if first == last or 0.5 * max(first, last) < min(first, last):
-            return ""
-        _, places, counts = np.unique(norms, return_inverse=True, return_counts=True)
-        ranks = (np.cumsum(counts) - (counts - 1) / 2)[places]  # equal norms share the mean of their ranks
-        correlation = float(np.corrcoef(ranks, np.arange(len(norms)))[0, 1])
-        if abs(correlation) * (len(norms) - 1) ** 0.5 <= 3 or (correlation > 0) != (last > first):
-            return ""
+        first, last = found
         medians = f"median {first:.3g} in the first third, {last:.3g} in the last"
         if last > first:
             return f"The norm rose: {medians}. If the loss rises too, lower the learning rate."
@@ -264,12 +386,37 @@ class NormHistory:
         return f"The norm fell: {medians}.{advice}"
 
     def _say_nonfinite(self) -> str:
-        wrong = [step for step, norm in enumerate(self.norms) if not isfinite(norm)]
+        wrong = [step for step, norm in zip(self.steps, self.norms, strict=True) if not isfinite(norm)]
         if not wrong:
             return ""
         nans = sum(isnan(norm) for norm in self.norms)
         said = f"Not finite: {_steps(len(wrong))} ({nans} NaN, {len(wrong) - nans} infinite), first step {wrong[0]}."
         return f'{said} To see which arrays, clip with nonfinite="raise".'
+
+
+def trend(norms: Any) -> tuple[float, float] | None:
+    """The medians of the first and of the last third, where `NormHistory.summary` would say that the norm moved."""
+    third = len(norms) // 3
+    if third == 0:
+        return None
+    first, last = float(np.quantile(norms[:third], 0.5)), float(np.quantile(norms[-third:], 0.5))
+    if first == last or 0.5 * max(first, last) < min(first, last):
+        return None
+    correlation = spearman(norms, np.arange(len(norms)))
+    if abs(correlation) * (len(norms) - 1) ** 0.5 <= 3 or (correlation > 0) != (last > first):
+        return None
+    return first, last
+
+
+def spearman(x: Any, y: Any) -> float:
+    """The rank correlation of two sequences; NaN where one of them is constant."""
+    ranks = [_ranks(x), _ranks(y)]
+    return float(np.corrcoef(ranks)[0, 1]) if all(np.ptp(r) for r in ranks) else nan
+
+
+def _ranks(x: Any) -> Any:
+    _, places, counts = np.unique(x, return_inverse=True, return_counts=True)
+    return (np.cumsum(counts) - (counts - 1) / 2)[places]  # equal numbers share the mean of their ranks
 
 
 def _steps(count: int) -> str:

@@ -45,7 +45,9 @@ def metadata(wheel):
 def test_the_wheel_holds_the_package_and_nothing_else(wheel):
     with zipfile.ZipFile(wheel) as archive:
         files = set(archive.namelist())
-    package = {p.relative_to(ROOT).as_posix() for p in (ROOT / "gradclip").rglob("*") if p.suffix in (".py", ".typed")}
+    package = {
+        p.relative_to(ROOT).as_posix() for p in (ROOT / "gradclip").rglob("*") if p.suffix in (".py", ".typed", ".html")
+    }
     about = {f"{WHOLE}.dist-info/{name}" for name in ("METADATA", "RECORD", "WHEEL", "licenses/LICENSE")}
     assert "gradclip/py.typed" in package
     assert files == package | about
@@ -81,6 +83,10 @@ def test_it_works_where_there_is_numpy_alone(wheel, tmp_path):
         f"{framework} not installed" for framework in ("torch", "tensorflow", "jax")
     ]
     assert run.returncode == 0
+    log = ROOT / "book" / "snippets" / "logs" / "table.csv"
+    run = subprocess.run([python, "-m", "gradclip", "report", log, "--html", tmp_path / "page.html"], cwd=tmp_path)
+    assert run.returncode == 0
+    assert (tmp_path / "page.html").exists()
 
 
 def test_each_extra_brings_its_framework(metadata):
@@ -92,6 +98,7 @@ def test_each_extra_brings_its_framework(metadata):
     assert extras["torch"] == {"torch"}
     assert extras["tensorflow"] == {"tensorflow", "keras"}
     assert extras["jax"] == {"jax", "optax"}
+    assert extras["tensorboard"] == {"tensorboard"}
     assert extras["all"] == set().union(*(extras[extra] for extra in extras if extra != "all"))
     without = [r.name for r in map(Requirement, metadata.get_all("Requires-Dist")) if not r.marker]
     assert without == ["numpy"]

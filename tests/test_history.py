@@ -380,3 +380,116 @@ def test_a_run_is_recorded_as_it_goes(system):
         history.record(norm, threshold.update(norm))
     assert history.max_norms[:4] == [INF, INF, 2.0, 2.0]
     assert history.clip_fraction == 0.2
+
+
+# Steps, losses, tables, comparison ------------------------------------------------------------------------------------
+
+
+def full_history():
+    history = NormHistory()
+    for step, norm in enumerate([0.5, NAN, INF, 1 / 3]):
+        history.record(norm, max_norm=1.0, step=10 * step, loss=2.0 - step, learning_rate=0.1)
+    return history
+
+
+def numbers(history):
+    return str([getattr(history, name) for name in ("steps", "norms", "max_norms", "losses", "learning_rates")])
+
+
+def test_steps_losses_and_learning_rates_are_recorded_where_they_are_given(system):
+    history = NormHistory()
+    history.record(0.5, 1.0)
+    history.record(0.5, 1.0, step=10, loss=system.array(2.5), learning_rate=1)
+    history.record(0.5, 1.0)
+    assert history.steps == [0, 10, 11]
+    assert str((history.losses, history.learning_rates)) == "([nan, 2.5, nan], [nan, 1.0, nan])"
+    assert {type(x) for x in history.losses + history.learning_rates} == {float}
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "message"),
+    [
+        ({"step": -1}, ValueError, "step must be ≥ 0, got -1"),
+        ({"step": 1.5}, TypeError, "step must be an integer, got 1.5"),
+        ({"loss": "2"}, TypeError, "loss must be a number or a 0-d array, got '2'"),
+        ({"learning_rate": [1]}, TypeError, "learning_rate must be a number or a 0-d array, got [1]"),
+    ],
+)
+def test_a_wrong_step_loss_or_rate_is_refused_and_nothing_recorded(given, error, message):
+    history = NormHistory()
+    with pytest.raises(error, match=re.escape(message)):
+        history.record(1.0, 1.0, **given)
+    assert numbers(history) == "[[], [], [], [], []]"
+
+
+def test_steps_are_what_the_summary_and_the_plot_count_by(plt):
+    history = NormHistory()
+    for step, norm in [(10, 0.5), (20, 3.0), (30, NAN)]:
+        history.record(norm, 1.0, step=step)
+    said = history.summary()
+    assert "largest 3 (step 20)" in said
+    assert "first step 30" in said
+    assert list(by_label(history.plot())["norm before clipping"].get_xdata()) == [10, 20, 30]
+
+
+def test_the_whole_state_is_exact_through_json_and_an_old_one_is_taken():
+    history, again = full_history(), NormHistory()
+    again.load_state_dict(json.loads(json.dumps(history.state_dict(), allow_nan=False)))
+    assert numbers(again) == numbers(history)
+    again.load_state_dict({"norms": [0.5, "nan"], "max_norms": ["inf", 1.0]})
+    assert (again.steps, str(again.losses), str(again.learning_rates)) == ([0, 1], "[nan, nan]", "[nan, nan]")
+    again.record(1.0, 1.0)
+    assert again.steps == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("more", "error", "message"),
+    [
+        ({"steps": [1]}, ValueError, "norms and steps must be as long as each other, got 2 and 1"),
+        ({"steps": [1, -2]}, ValueError, "steps must be ≥ 0, got -2"),
+        ({"losses": [1.0, "2"]}, TypeError, "losses must be a number"),
+        ({"learning_rates": 1.0}, TypeError, "learning_rates must be a list of numbers"),
+        ({"history": []}, ValueError, "has the keys norms, max_norms, got norms, max_norms, history"),
+    ],
+)
+def test_a_wrong_addition_to_a_state_is_refused_and_nothing_changed(more, error, message):
+    history = full_history()
+    before = numbers(history)
+    with pytest.raises(error, match=re.escape(message)):
+        history.load_state_dict({"norms": [1.0, 2.0], "max_norms": [1.0, 1.0], **more})
+    assert numbers(history) == before
+
+
+def test_a_table_comes_back_as_it_was(tmp_path):
+    for history in (full_history(), recorded([0.5, 2.0])):
+        history.to_csv(tmp_path / "norms.csv")
+        assert numbers(NormHistory.from_csv(tmp_path / "norms.csv")) == numbers(history)
+    assert (tmp_path / "norms.csv").read_text() == "step,norm,max_norm\n0,0.5,1.0\n1,2.0,1.0\n"
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ("step,norm\n1,2\n", "must have the columns step, norm, max_norm, loss, learning_rate, got step, norm"),
+        ("", "got none"),
+        ("step,norm,max_norm\n0,1,1\n1,x,1\n", "norms.csv, line 3: could not convert string to float: 'x'"),
+        ("step,norm,max_norm\n0,-1,1\n", "norms.csv, line 2: norm must be ≥ 0, got -1.0"),
+        ("step,norm,max_norm\n0,1\n", "norms.csv, line 2: "),
+    ],
+)
+def test_a_wrong_table_is_refused_by_its_line(tmp_path, table, message):
+    (tmp_path / "norms.csv").write_text(table)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        NormHistory.from_csv(tmp_path / "norms.csv")
+
+
+def test_records_side_by_side():
+    falling = recorded(np.geomspace(8, 1, 90), 2.0)
+    table = NormHistory.compare({"calm": recorded([0.5] * 9), "a falling one": falling, "empty": NormHistory()})
+    assert [line.split() for line in table.splitlines()] == [
+        ["run", "steps", "median", "90%", "largest", "clipped", "drift"],
+        ["calm", "9", "0.5", "0.5", "0.5", "0%", "–"],
+        ["a", "falling", "one", "90", "2.83", "6.5", "8", "66.7%", "×", "0.246"],
+        ["empty", "0", "nan", "nan", "nan", "0%", "–"],
+    ]
+    assert len({len(line) for line in table.splitlines()}) == 1
