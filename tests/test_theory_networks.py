@@ -1,9 +1,14 @@
 """The gradients that Part I looks into, against finite differences."""
 
+import json
+import shutil
+import subprocess
+
 import numpy as np
 import pytest
 
 from book.theory import networks
+from tools.notebooks import BOOK
 
 ACTIVATIONS = {name: getattr(networks, name) for name in ("IDENTITY", "RELU", "SIGMOID", "TANH")}
 each_activation = pytest.mark.parametrize("activation", ACTIVATIONS.values(), ids=ACTIVATIONS)
@@ -132,3 +137,32 @@ def test_single_precision_stays_single():
         deltas, grads = networks.backward(layers, x, zs, delta, activation)
         arrays = [loss, *zs, *deltas, *(array for grad in grads for array in grad)]
         assert {array.dtype for array in arrays} == {np.dtype(np.float32)}
+
+
+def test_scattered_numbers_look_random_and_go_on_where_they_stopped():
+    numbers = networks.scattered(100_000)
+    np.testing.assert_allclose([numbers.mean(), numbers.var()], [0, 1], atol=0.01)
+    assert abs(np.corrcoef(numbers[:-1], numbers[1:])[0, 1]) < 0.01
+    np.testing.assert_array_equal(networks.scattered(10, 50), numbers[50:60])
+    shallow, deep = networks.same_everywhere(2, 1.5, 8)[0], networks.same_everywhere(3, 1.5, 8)[0]
+    assert [layer.weight.shape for layer in deep] == [(8, 8), (8, 8), (8, 8), (1, 8)]
+    np.testing.assert_array_equal(shallow[1].weight, deep[1].weight)
+    assert not any((layer.weight == other.weight[:1]).any() for layer, other in zip(deep[1:], deep, strict=False))
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="needs Node.js to run the figure's script without a browser")
+def test_the_movable_fan_is_that_of_these_networks():
+    cases = [(1.1, 30, "relu"), (0.5, 1, "identity"), (2, 60, "tanh"), (8, 20, "sigmoid")]
+    script = (
+        f"const fan = require({json.dumps(str(BOOK / '_static' / 'movable' / 'exploding-fan.js'))});"
+        f"console.log(JSON.stringify({json.dumps(cases)}.map((c) => fan.norms(...c))));"
+    )
+    found = json.loads(subprocess.run(["node", "-e", script], capture_output=True, text=True, check=True).stdout)
+    for (factor, depth, name), norms in zip(cases, found, strict=True):
+        activation = ACTIVATIONS[name.upper()]
+        layers, x = networks.same_everywhere(depth, factor * (np.sqrt(2) if name == "relu" else 1))
+        zs = networks.forward(layers, x, activation)
+        deltas, grads = networks.backward(layers, x, zs, np.ones((1, 1)), activation)
+        # Rounding differs between two sums of 64 numbers, and tanh at scale 2 enlarges it over 60 layers.
+        np.testing.assert_allclose(norms["arriving"], [np.linalg.norm(d) for d in deltas], rtol=1e-6)
+        np.testing.assert_allclose(norms["weights"], [np.linalg.norm(g.weight) for g in grads], rtol=1e-6)

@@ -103,3 +103,28 @@ def backward_through_time(
         grad = grad + deltas[0].mT @ activation.value(x)
         deltas.insert(0, deltas[0] @ weight * activation.slope(x))
     return deltas, grad
+
+
+def scattered(count: int, first: int = 0) -> Array:
+    """Numbers with mean 0 and variance 1, uniform between −√3 and √3: the same on every machine and in JavaScript.
+
+    The i-th is the index `first` + i, its bits mixed until they look random. The movable figure draws its weights so.
+    """
+    bits = np.arange(first, first + count, dtype=np.uint32) + np.uint32(0x9E3779B9)
+    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35), (16, 1)):
+        bits = (bits ^ (bits >> np.uint32(shift))) * np.uint32(factor)  # uint32 drops what exceeds 32 bits
+    return (bits / 2**31 - 1) * np.sqrt(3)
+
+
+def same_everywhere(depth: int, scale: float, width: int = 64) -> tuple[list[Layer], Array]:
+    """`depth` hidden layers and an output of one unit, weights of standard deviation scale / √width; and an input.
+
+    A deeper network begins with the layers of a shallower one.
+    """
+    x = scattered(width)[np.newaxis]
+    layers, used = [], width
+    for outputs in [*(width for _ in range(depth)), 1]:
+        weight = scattered(outputs * width, used).reshape(outputs, width) * (scale / np.sqrt(width))
+        layers.append(Layer(weight, np.zeros((1, outputs))))
+        used += weight.size
+    return layers, x
