@@ -2,25 +2,27 @@
 
 import json
 import re
+import runpy
 import shutil
 import subprocess
 
 import nbformat
+import numpy as np
 import pytest
 
 from tools.notebooks import BOOK, all_notebooks
 
 SCRIPT = BOOK / "_static" / "movable" / "cliff-thresholds.js"
 CELLS = nbformat.read(BOOK / "theory" / "the-cliff.ipynb", as_version=4).cells
-# What a cell reports of a run, and what the figure says of the same run.
-REPORTED = re.compile(r"^ *c = (\S+) +(not in the valley|valley from step (\d+)) +longest step +(\S+)", re.MULTILINE)
+# A row of a cell's table, where the start may come first, and what the figure says of the same run.
+REPORTED = re.compile(r"^(?:\(.+?\) +)?([\d.]+|inf) +(never|\d+) +([\d.]+)", re.MULTILINE)
 SAID = re.compile(r"Longest step (\S+)\. (?:In the valley from step (\d+)|Not in the valley)")
 
 
 def reported(cell_that_has):
     (cell,) = (c for c in CELLS if cell_that_has in c.source)
-    text = next(o.text for o in cell.outputs if o.output_type == "stream")
-    return [(c, longest, step or None) for c, _, step, longest in REPORTED.findall(text)]
+    table = cell.outputs[0].data["text/plain"]
+    return [(c, longest, None if step == "never" else step) for c, step, longest in REPORTED.findall(table)]
 
 
 def said(start, thresholds):
@@ -43,10 +45,19 @@ def test_the_figure_ends_where_the_cells_do():
 
 
 def test_the_other_starts_end_where_the_cells_do():
-    from_python = reported("for other in [")
+    from_python = reported("others = [")
     assert [c for c, _, _ in from_python] == ["1", "inf", "1", "inf"]
     for start, its in [(1, from_python[:2]), (2, from_python[2:])]:
         assert said(start, [c for c, _, _ in its]) == its
+
+
+def test_one_network_in_floats_is_one_of_many_in_arrays():
+    cliff = runpy.run_path(str(BOOK / "theory" / "cliff.py"))
+    w, b = np.array([4.5, 6.0, 51.6]), np.array([-2.0, -2.9, 72.7])
+    in_arrays = np.array(cliff["error_and_gradient"](w, b))
+    alone = [cliff["error_and_gradient"](*theta) for theta in zip(w.tolist(), b.tolist(), strict=True)]
+    np.testing.assert_allclose(in_arrays.T, alone, rtol=1e-9)
+    assert cliff["sigmoid"](-1e4) == cliff["sigmoid"](np.array(-1e4)) == 0
 
 
 def test_the_movable_figures_take_nothing_from_elsewhere():

@@ -1,4 +1,4 @@
-"""The front page and the quickstart: the lines to type run, and the run explodes and is saved on any processor."""
+"""The front page: the lines to type run, and its run explodes and is saved on any processor."""
 
 import runpy
 
@@ -30,21 +30,6 @@ def test_the_line_to_type_bounds_the_step(file):
     assert gradclip.global_norm([np.asarray(g, np.float64) for g in moved]) == pytest.approx(1, abs=1e-4)
     if "norm" in after:
         assert float(after["norm"]) > 100  # the norm before clipping
-
-
-@pytest.mark.parametrize("amp", ["", "_amp"])
-def test_the_loop_in_pytorch_steps_with_clipped_gradients(amp):
-    after = runpy.run_path(str(BOOK / "snippets" / f"loop_pytorch{amp}.py"))
-    grads = [p.grad.cpu().numpy() for p in after["model"].parameters()]
-    assert gradclip.global_norm(grads) == pytest.approx(1, abs=1e-4)
-    assert float(after["norm"]) > 10
-
-
-def test_the_loop_in_tensorflow_steps_with_clipped_gradients():
-    after = runpy.run_path(str(BOOK / "snippets" / "loop_tensorflow.py"))
-    weights, bias = (np.asarray(w) for w in after["model"].weights)
-    assert gradclip.global_norm([(1 - weights) / 0.1, bias / 0.1]) == pytest.approx(1, abs=1e-4)
-    assert float(after["norm"]) > 100
 
 
 def test_the_gradients_of_the_first_run_are_those_of_its_loss(first_run):
