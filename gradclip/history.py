@@ -78,7 +78,7 @@ class NormHistory:
         step : int, optional
             The number of the step; one more than the last, when None. Give it where not every step is recorded.
         loss, learning_rate : float or 0-d array, optional
-            The loss and the learning rate of the same step, for `gradclip.report`, which says what the loss did after
+            The loss and the learning rate of the same step, for ``gradclip.report``, which says what the loss did after
             a spike.
 
         Raises
@@ -272,7 +272,7 @@ class NormHistory:
     def to_csv(self, path: "str | os.PathLike[str]") -> None:
         """Write the record as a table: ``step,norm,max_norm``, and ``loss,learning_rate`` where any were given.
 
-        Numbers are written so that reading them gives the same ones. `gradclip.runs.read` takes such a file too.
+        Numbers are written so that reading them gives the same ones. ``gradclip.runs.read`` takes such a file too.
         """
         names = list(COLUMNS)[:3]
         names += [name for name in list(COLUMNS)[3:] if not all(map(isnan, getattr(self, COLUMNS[name])))]
@@ -283,7 +283,7 @@ class NormHistory:
 
     @classmethod
     def from_csv(cls, path: "str | os.PathLike[str]") -> Self:
-        """Read what `to_csv` wrote; `gradclip.runs.read` takes the tables of others.
+        """Read what `to_csv` wrote; ``gradclip.runs.read`` takes the tables of others.
 
         Raises
         ------
