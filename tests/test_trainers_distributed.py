@@ -1,9 +1,11 @@
 """The trainers' callbacks on two ranks, under DDP and FSDP2: the norms that one process has, the same on every rank."""
 
 import os
+import runpy
 import socket
 import sys
 import tempfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,6 +21,7 @@ pytestmark = pytest.mark.skipif(
 generator = torch.Generator().manual_seed(0)
 X, Y = torch.randn(16, 3, generator=generator), 10 * torch.randn(16, 2, generator=generator)
 STEPS, BATCH = 4, 4
+SNIPPETS = Path(__file__).parents[1] / "book" / "snippets"
 
 
 def network():
@@ -61,6 +64,7 @@ def lightning_runs():
     from lightning.pytorch import LightningModule, Trainer
     from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
     from torch.distributed.fsdp import fully_shard
+    from torch.distributed.tensor import DTensor
 
     from gradclip.lightning import ClipGradients
 
@@ -91,11 +95,14 @@ def lightning_runs():
             use_distributed_sampler=False, **quiet,
         )  # fmt: skip
         trainer.fit(model, torch.utils.data.DataLoader(batches(2, dist.get_rank()), batch_size=None))
+        assert trainer.world_size == 2
+        assert isinstance(model.net[0].weight, DTensor) == isinstance(model, Sharded)
         assert_as_one_process(clip.histories[0].norms, model.net)
 
 
 def transformers_runs():
     from torch.distributed.fsdp import fully_shard
+    from torch.distributed.tensor import DTensor
     from transformers import Trainer, TrainingArguments
 
     from gradclip.transformers import ClipGradients
@@ -128,15 +135,39 @@ def transformers_runs():
             if sharded:  # Accelerate shards on GPUs alone: the model is sharded already, and is to be left as it is
                 trainer.accelerator.prepare_model = lambda model, **_: model
             trainer.train()
+        assert trainer.accelerator.num_processes == 2
+        assert isinstance(model.net[0].weight, DTensor) == sharded
         assert_as_one_process(clip.history.norms, model.net)
 
 
-RUNS = (lightning_runs, transformers_runs)
+def accelerate_runs():
+    """The recipe, each rank with two of the four batches: the same norm as one process has, one step for all."""
+    text = (SNIPPETS / "accelerate_global_norm.py").read_text()
+    names = {"__name__": "recipe"}
+    exec(text.replace("gradient_accumulation_steps=4", "gradient_accumulation_steps=2"), names)
+    assert isinstance(names["model"], torch.nn.parallel.DistributedDataParallel)
+    assert names["accelerator"].num_processes == 2
+    assert float(names["norm"]) == 5.0
+    torch.testing.assert_close(-names["model"].module.weight.detach().ravel(), torch.tensor([0.6, 0.8]))
+
+
+def snippets_run():
+    want = torch.tensor([[0.6], [0.8]])
+    for name in ("torch_ddp", "torch_fsdp2", "torch_expert_parallel"):
+        names = runpy.run_path(str(SNIPPETS / f"{name}.py"))
+        assert float(names["norm"]) == pytest.approx(5.0, rel=1e-6), name
+        weights = [p.full_tensor() if hasattr(p, "full_tensor") else p for p in names["model"].parameters()]
+        for weight, share in zip(weights, [1.0] if len(weights) == 1 else [0.6, 0.8], strict=True):
+            torch.testing.assert_close(-weight.detach(), share * want)
+
+
+RUNS = (lightning_runs, transformers_runs, accelerate_runs, snippets_run)
 
 
 def on_each_rank(rank, port):
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
     os.environ |= {"GROUP_RANK": "0", "TORCHELASTIC_RUN_ID": "test", "MASTER_ADDR": "localhost", "MASTER_PORT": port}
+    torch.set_num_threads(1)
     dist.init_process_group("gloo")
     for run in RUNS:
         run()
