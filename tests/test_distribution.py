@@ -109,7 +109,7 @@ def test_the_readme_renders_on_an_index(metadata):
     html = markdown.render(text)
     assert re.search("<h1[^>]*>gradclip", html)
     assert html.count("<pre") >= 5
-    assert "One bad gradient can throw a model" in html
+    assert "One bad step can undo a training run" in html
     targets = re.findall(r'(?:href|src)="([^"]*)"', html)
     assert [target for target in targets if not target.startswith(("https://", "#"))] == []
     assert "](" not in re.sub("<pre.*?</pre>", "", html, flags=re.DOTALL)
