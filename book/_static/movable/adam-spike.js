@@ -30,7 +30,7 @@
   }
 
   function draw({ size, beta2 }, { width, svg, text, line }) {
-    const left = 40, right = 12, top = 10, across = width - left - right, down = 250;
+    const left = 40, right = 12, top = 14, across = width - left - right, down = 250;
     const x = (k) => left + (Math.log10(k / X[0]) / Math.log10(X[1] / X[0])) * across;
     const y = (step) => top + ((Y[1] - step) / (Y[1] - Y[0])) * down;
     const steps = adamSteps(-size, beta2), clipped = adamSteps(-1, beta2);
@@ -45,8 +45,9 @@
     }
     parts.push(text("step, counted from the spike", [left + across / 2, top + down + 38], "middle"));
     parts.push(curve(steps, "var(--unclipped)"), curve(clipped, "var(--clipped)"));
-    parts.push(text("clipped at 1", [x(1) + 6, y(0.32)], "start", { fill: "var(--clipped)", "font-weight": 650 }));
-    parts.push(text("not clipped", [x(1) + 6, y(steps[0]) + (steps[0] < -3.4 ? -12 : 22)], "start", { fill: "var(--unclipped)", "font-weight": 650 }));
+    parts.push(text("step, in learning rates η", [left, top + 6]));
+    parts.push(text("clipped at 1", [x(120), y(1) - 8], "middle", { fill: "var(--clipped)", "font-weight": 650 }));
+    parts.push(text("not clipped", [x(120), y(steps[119]) + 20], "middle", { fill: "var(--unclipped)", "font-weight": 650 }));
     const says = told(size, beta2, steps);
     return {
       height: top + down + 48, parts, says,
