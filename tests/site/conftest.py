@@ -155,7 +155,7 @@ def look(browser, address):
             facts["cut"] = page.evaluate(
                 """() => {
                     for (const fold of document.querySelectorAll("article details")) fold.open = true;
-                    const margin = document.querySelector("article").getBoundingClientRect().right;
+                    const margin = (document.querySelector("article") ?? document.body).getBoundingClientRect().right;
                     return [...document.querySelectorAll("article :is(pre, table)")]
                         .map(e => [e, Math.max(
                             e.scrollWidth - e.clientWidth, e.getBoundingClientRect().right - margin)])
