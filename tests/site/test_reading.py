@@ -88,7 +88,7 @@ def test_a_folded_section_opens_where_a_link_leads_to_it(visit):
     assert not fold.evaluate("details => details.open")
     place = page.locator("section.fold").first.get_attribute("id")
     page.locator(f"article a[href='#{place}']:not(.headerlink)").first.click()
-    assert fold.evaluate("details => details.open")
+    page.wait_for_selector(f"section#{place} > details[open]")
 
 
 def test_the_switch_makes_the_page_dark_and_remembers_it(visit):
